@@ -1,0 +1,59 @@
+"""Write the tables of README.md from benchmarks/results and from the source: what stands there was measured.
+
+A test fails when README.md is not what this command would write.
+"""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+READING_ORDER = [
+    "tensor", "ops", "calculus", "check", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile", "meta/imaml",
+    "tasks/sinusoid",
+]  # fmt: skip
+
+
+def sinusoid():
+    """K = 5 after 0, 1, 5 and 10 steps, the published figures below ours."""
+    from benchmarks.sinusoid import COLUMNS, METHODS, PUBLISHED
+
+    record = json.loads((ROOT / "benchmarks/results/sinusoid.json").read_text())
+    rows = ["| gradient steps | " + " | ".join(map(str, COLUMNS)) + " | median after 10 | worse |", "|---" * 7 + "|"]
+    for name, figures in record["figures"].items():
+        r = figures["5"]
+        cells = [f"{r['mean'][k]:.2f} ± {r['half_width'][k]:.2f}" for k in COLUMNS]
+        rows.append(f"| {METHODS[name].title} | {' | '.join(cells)} | {r['median'][10]:.2f} | {r['worse']:.1%} |")
+        if name in PUBLISHED:
+            cells = [str(PUBLISHED[name].get(k, "")) for k in COLUMNS]
+            rows.append(f"| *published* | {' | '.join(f'*{c}*' if c else '' for c in cells)} | | |")
+    machine = record["machine"]
+    rows.append(
+        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, in"
+        f" {record['seconds'] / 60:.0f} minutes; seed {record['settings']['seed']}, commit {record['commit']}."
+    )
+    return rows
+
+
+def files():
+    """Every file with the first sentence of its docstring."""
+    rows = ["| file | lines | what it holds |", "|---|---|---|"]
+    for name in READING_ORDER:
+        path = ROOT / f"tinymeta/{name}.py"
+        source = path.read_text()
+        first = re.split(r"(?<=[.:])\s", ast.get_docstring(ast.parse(source)))[0].rstrip(".:")
+        rows.append(f"| [`{name}.py`](tinymeta/{name}.py) | {len(source.splitlines())} | {first} |")
+    return rows
+
+
+def updated(text):
+    for make in (sinusoid, files):
+        between = re.compile(rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = between.sub(lambda m, make=make: m[1] + "\n".join(make()) + "\n" + m[2], text)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(updated(readme.read_text()))

@@ -1,0 +1,103 @@
+"""What all benchmarks share: their command line, progress, the record of a run, and matplotlib if it is there."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def parser(description, epilog):
+    """An argument parser with the options that every benchmark takes."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=as_written)
+    p.add_argument("--seed", type=int, default=0, help="of initial weights and training tasks (default 0)")
+    p.add_argument("--json", type=Path, metavar="PATH", help="write figures, settings, machine and versions there")
+    p.add_argument("--out", type=Path, metavar="DIR", default=Path("out"), help="directory for pictures (default: out)")
+    return p
+
+
+def progress(name, total, note):
+    """Iterate over range(total) with a bar; as plain lines, ten in all, where there is no terminal or no tqdm.
+
+    note(): a short text such as the loss, asked for whenever the display changes.
+    """
+    bar = None
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+
+            bar = tqdm(total=total, desc=name, mininterval=0.5, dynamic_ncols=True)
+        except ImportError:
+            pass
+    start = time.perf_counter()
+    for i in range(total):
+        yield i
+        done = i + 1
+        if bar is not None:
+            if done % 50 == 0 or done == total:
+                bar.set_postfix_str(note(), refresh=False)
+            bar.update()
+        elif done * 10 // total > i * 10 // total:
+            spent = time.perf_counter() - start
+            left = spent / done * (total - done)
+            print(f"{name}  {done}/{total}  {note()}  {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+    if bar is not None:
+        bar.close()
+
+
+def require_finite(name, iteration, loss, params):
+    """Raise FloatingPointError at the first loss or parameter that is not finite."""
+    bad = [f"parameter {i}" for i, p in enumerate(params) if not np.isfinite(p.data).all()]
+    if bad or not np.isfinite(loss.data):
+        raise FloatingPointError(
+            f"{name}, iteration {iteration}: the loss is {loss.item()}; not finite: {', '.join(bad)}"
+        )
+
+
+def write_json(path, figures, settings, seconds):
+    """The record of a run: what was measured, with what, on what, from which commit."""
+    versions = {}
+    for package in ("numpy", "matplotlib", "tqdm"):
+        try:
+            versions[package] = __import__(package).__version__
+        except ImportError:
+            pass
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    record = {
+        "command": f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": git.stdout.strip() or "unknown",
+        "settings": settings,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **versions},
+        "seconds": round(seconds),
+        "figures": figures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def pyplot():
+    """matplotlib.pyplot without a screen, or None where it is not installed, which is said."""
+    try:
+        import matplotlib
+    except ImportError:
+        print('no pictures: matplotlib is not installed; pip install "tinymeta[bench]" or matplotlib', file=sys.stderr)
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 110})
+    return plt

@@ -1,0 +1,258 @@
+"""Sine waves from 5, 10 or 20 points: MAML, FO-MAML, Reptile and iMAML, after Finn et al. 2017, section 5.1.
+
+A task is a wave y = A sin(x − b), A ~ U[0.1, 5], b ~ U[0, π]. An MLP 1-40-40-1 sees K of its points, x ~ U[−5, 5], and
+takes gradient steps on their squared error. All methods train with K = 10 on fresh tasks, 25 an iteration; two
+baselines adapt in the same way, one from random weights, one from weights fitted to all waves at once.
+
+Prints the mean squared error over 600 held-out waves (on 100 points each) after 0 to 10 steps, ± 1.96 standard errors,
+beside the published figures, and draws fits and learning curves.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import tinymeta as tm
+from benchmarks import report
+from tinymeta.tasks import sinusoid
+
+SIZES = (1, 40, 40, 1)
+TASKS, TRAINING_SHOTS = 25, 10  # an iteration
+TEST_TASKS, TEST_SHOTS, TEST_STEPS = 600, (5, 10, 20), 10
+GRID = np.linspace(sinusoid.LOW, sinusoid.HIGH, 100, dtype=np.float32)[:, None]
+TEST_SEED, VALIDATION_SEED = 1, 2
+
+COLUMNS = (0, 1, 5, 10)  # the numbers of steps that the table shows
+
+PUBLISHED = {  # Finn et al. 2017, Table 2: K = 5, after 1, 5 and 10 steps
+    "maml": {1: 0.67, 5: 0.38, 10: 0.35},
+    "pretrained": {1: 2.41, 5: 2.23, 10: 2.19},
+}
+
+
+def loss(phi, data):
+    x, y = data
+    return tm.nn.mse(tm.nn.mlp(phi, x), y)
+
+
+@dataclass
+class Method:
+    title: str
+    algorithm: Callable  # (loss, theta, support, query, **inner) -> (query loss, meta_grad)
+    inner: dict  # its arguments; alpha, rule and lam also say how θ adapts at test
+    iterations: int  # of the default run
+    outer: Callable = tm.solvers.adam
+    beta: float = 1e-3  # the first outer step; adam's falls to 0 along a cosine, sgd's along a line
+
+
+METHODS = {
+    "maml": Method("MAML", tm.meta.maml, dict(alpha=0.01, steps=1), 14000),
+    "fomaml": Method("FO-MAML", tm.meta.fomaml, dict(alpha=0.01, steps=1), 14000),
+    "reptile": Method("Reptile", tm.meta.reptile, dict(alpha=0.02, steps=5), 8000, tm.solvers.sgd, beta=1.0),
+    "imaml": Method(
+        "iMAML",
+        tm.meta.imaml,
+        dict(alpha=0.001, steps=16, rule=tm.solvers.nesterov, lam=10.0, cg_steps=3),
+        1500,
+        beta=2e-3,
+    ),
+    # No inner step: the plain gradient of the error over all waves.
+    "pretrained": Method("pretrained", tm.meta.fomaml, dict(alpha=0.0, steps=0), 6000),
+    "random": Method("random weights", tm.meta.fomaml, dict(alpha=0.0, steps=0), 0),
+}
+BASELINES = ("pretrained", "random")  # adapt with the best of ALPHAS on validation tasks
+ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1)
+FULL_ITERATIONS = 70_000  # of the released code
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train(name, iterations, seed):
+    """θ after that many meta-batches. Weights ~ N(0, 1 / inputs)."""
+    m = METHODS[name]
+    rng = np.random.default_rng([seed, 0])
+    theta, state = tm.nn.init_mlp(rng, SIZES, gain=1.0), None
+    report_cg = {"report": True} if m.algorithm is tm.meta.imaml else {}
+    recent = deque(maxlen=200)  # (query loss, share of tasks with negative curvature) of the last iterations
+    beta = m.beta
+
+    def note():
+        query_loss, negative = np.mean(recent, axis=0)
+        curvature = f", negative curvature in {negative:.1%} of tasks" if report_cg else ""
+        return f"query loss {query_loss:.3f}, outer step {beta:.2g}{curvature}"
+
+    for i in report.progress(m.title, iterations, note):
+        support, query = sinusoid.training_batch(rng, TASKS, TRAINING_SHOTS)
+        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **report_cg)
+        beta = m.beta * schedule(m.outer, i / iterations)
+        theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
+        report.require_finite(m.title, i, query_loss, theta)
+        recent.append((query_loss.item(), cg[0].negative_curvature.data.mean() if cg else 0))
+    return theta
+
+
+def schedule(outer, done):
+    return (1 + np.cos(np.pi * done)) / 2 if outer is tm.solvers.adam else 1 - done
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def adapted(name, theta, support, steps, alpha):
+    """φ of every task, found as the method finds it in training: iMAML's on its proximal problem."""
+    inner = METHODS[name].inner
+    objective = tm.meta.proximal(loss, theta, inner["lam"]) if "lam" in inner else loss
+    return tm.meta.adapt(objective, theta, support, alpha=alpha, steps=steps, rule=inner.get("rule", tm.solvers.sgd))
+
+
+def errors(name, theta, waves, support, alpha, steps=range(TEST_STEPS + 1)):
+    """Squared error on the grid of every task after each number of steps: (len(steps), tasks)."""
+    x = np.broadcast_to(GRID, (len(waves.amplitude), *GRID.shape))
+    return np.array([loss(adapted(name, theta, support, k, alpha), (x, waves(x))).data for k in steps], np.float64)
+
+
+def tuned_alpha(name, theta):
+    """The inner step of a baseline: the best mean error at K = 5 after 10 steps on validation tasks."""
+    tasks = sinusoid.test_tasks(VALIDATION_SEED, 200, 5)
+    with np.errstate(over="ignore", invalid="ignore"):  # steps that are too large diverge
+        scores = [errors(name, theta, *tasks, alpha, steps=[TEST_STEPS]).mean() for alpha in ALPHAS]
+    return ALPHAS[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))]
+
+
+def evaluate(name, theta, alpha, tasks=TEST_TASKS):
+    """By K: mean, ±, median and largest error after 0 ... 10 steps; share of tasks that end worse than they began."""
+    result = {}
+    for shots in TEST_SHOTS:
+        e = errors(name, theta, *sinusoid.test_tasks(TEST_SEED, tasks, shots), alpha)
+        result[shots] = {
+            "mean": e.mean(1).tolist(),
+            "half_width": (1.96 * e.std(1) / np.sqrt(tasks)).tolist(),
+            "median": np.median(e, 1).tolist(),
+            "largest": e.max(1).tolist(),
+            "worse": float((e[-1] > e[0]).mean()),
+            "tasks": tasks,
+        }
+    return result
+
+
+def table(results):
+    """The figures as text, with the published ones beside K = 5."""
+    lines = []
+    for shots in TEST_SHOTS:
+        tasks = next(iter(results.values()))[shots]["tasks"]
+        columns = "".join(f"{f'after {k}':>15}" for k in COLUMNS)
+        lines.append(f"\nK = {shots}: mean squared error ± 95 %, {tasks} test tasks")
+        lines.append(f"{'gradient steps':>14} {columns}   median@10  largest@10  worse")
+        for name, result in results.items():
+            r = result[shots]
+            cells = "".join(f"{r['mean'][k]:8.3f} ±{r['half_width'][k]:5.3f}" for k in COLUMNS)
+            last = f"{r['median'][10]:9.3f}  {r['largest'][10]:10.2f}  {r['worse']:5.1%}"
+            lines.append(f"{METHODS[name].title:>14} {cells}   {last}")
+            if shots == 5 and name in PUBLISHED:
+                cells = "".join(f"{PUBLISHED[name].get(k, ''):>15}" for k in COLUMNS)
+                lines.append(f"{'published':>14} {cells}")
+    lines.append("\nworse: share of tasks whose error after 10 steps is larger than before the first")
+    return "\n".join(lines)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw_fits(plt, thetas, alphas, path):
+    """Truth, the K points, and the fit before and after 1 and 10 steps: a column a method, a row a kind of support."""
+    fits = [
+        (0, "before", dict(color="tab:gray", ls=":")),
+        (1, "after 1 step", dict(color="tab:orange", ls="--")),
+        (10, "after 10 steps", dict(color="tab:blue")),
+    ]
+    rows = [("K = 5", 5, sinusoid.HIGH), ("K = 10", 10, sinusoid.HIGH), ("K = 10, left half only", 10, 0.0)]
+    size = 2.6 * len(thetas), 6.4
+    figure, axes = plt.subplots(len(rows), len(thetas), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, (title, shots, high) in zip(axes, rows):
+        waves, support = sinusoid.test_tasks(4, 1, shots, high=high)
+        for axis, (name, theta) in zip(row, thetas.items()):
+            axis.plot(GRID, waves(GRID)[0], color="black", lw=1, label="truth")
+            for steps, label, style in fits:
+                phi = adapted(name, theta, support, steps, alphas[name])
+                axis.plot(GRID, tm.nn.mlp(phi, GRID[None]).data[0], lw=1.4, label=label, **style)
+            axis.plot(support[0][0], support[1][0], "^", color="tab:red", ms=5, label="the K points")
+            axis.set_ylim(-5.6, 5.6)
+        row[0].set_ylabel(title)
+    for axis, name in zip(axes[0], thetas):
+        axis.set_title(METHODS[name].title)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_curves(plt, results, path):
+    """Error against gradient steps."""
+    figure, axes = plt.subplots(1, len(TEST_SHOTS), figsize=(10.5, 3.6), sharey=True)
+    for axis, shots in zip(axes, TEST_SHOTS):
+        for name, result in results.items():
+            mean, half = (np.array(result[shots][key]) for key in ("mean", "half_width"))
+            (line,) = axis.plot(mean, marker=".", ms=4, label=METHODS[name].title)
+            axis.fill_between(range(len(mean)), mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+            if shots == 5 and name in PUBLISHED:
+                label = f"{METHODS[name].title}, published"
+                axis.plot(*zip(*PUBLISHED[name].items()), "x", color=line.get_color(), label=label)
+        axis.set(title=f"K = {shots}", xlabel="gradient steps", yscale="log", xticks=range(0, TEST_STEPS + 1, 2))
+    axes[0].set_ylabel("mean squared error, 600 tasks")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="center right", frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 0.83, 1))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+EXAMPLES = """\
+examples, with their time on 2 cores:
+  python -m benchmarks.sinusoid                                    all methods, under 3 minutes
+  python -m benchmarks.sinusoid --methods maml pretrained          1 minute
+  python -m benchmarks.sinusoid --full --json sinusoid.json        the published training, about 45 minutes
+"""
+
+
+def main(argv=None):
+    parser = report.parser(__doc__, EXAMPLES)
+    methods = dict(nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
+    parser.add_argument("--methods", **methods, help="some of: " + " ".join(METHODS) + " (default: all)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--full", action="store_true", help="the published 70,000 iterations for every method")
+    budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
+    args = parser.parse_args(argv)
+    if args.iterations is not None and args.iterations < 0:
+        parser.error(f"--iterations must be 0 or more, got {args.iterations}")
+    start = time.perf_counter()
+    thetas, alphas, results, settings = {}, {}, {}, {}
+    for name in args.methods:
+        m = METHODS[name]
+        iterations = FULL_ITERATIONS if args.full else m.iterations if args.iterations is None else args.iterations
+        iterations = 0 if name == "random" else iterations
+        thetas[name] = train(name, iterations, args.seed)
+        alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner["alpha"]
+        results[name] = evaluate(name, thetas[name], alphas[name])
+        inner = {key: getattr(value, "__name__", value) for key, value in m.inner.items()}
+        outer = {"outer": m.outer.__name__, "beta": m.beta, "iterations": iterations, "test_alpha": alphas[name]}
+        settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
+    print(table(results))
+    seconds = time.perf_counter() - start
+    if args.json:
+        report.write_json(args.json, results, {"seed": args.seed, **settings}, seconds)
+    plt = report.pyplot()
+    if plt:
+        args.out.mkdir(parents=True, exist_ok=True)
+        draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png")
+        draw_curves(plt, results, args.out / "sinusoid_steps.png")
+        print(f"pictures: {args.out / 'sinusoid_fits.png'}, {args.out / 'sinusoid_steps.png'}")
+    print(f"{seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Random programs: a hypothesis strategy for whole graphs of ops, and `replay`, which runs a recorded graph again."""
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import strategies as st
+
+import tinymeta as tm
+
+counts = Counter()  # programs drawn, and those discarded because a finite difference would straddle a kink
+
+# Each takes any values: what has a domain is kept inside it by tanh, which also keeps the numbers small.
+UNARY = [
+    "-{a}",
+    "{a} ** 2",
+    "{a} ** 3",
+    "2 - {a} / 3",
+    "tm.sin({a})",
+    "tm.cos({a})",
+    "tm.tanh({a})",
+    "tm.exp(tm.tanh({a}))",
+    "tm.log(1.5 + tm.tanh({a}))",
+    "tm.log1p({a} * {a})",
+    "tm.sqrt(1.5 + tm.tanh({a}))",
+    "tm.softplus({a})",
+    "tm.sigmoid({a})",
+    "tm.relu({a})",
+    "tm.abs({a})",
+    "(1.5 + tm.tanh({a})) ** {a}",
+    "{a}[None]",
+    "{a}.T",
+    "{a}.reshape(-1)",
+    "tm.sum({a})",
+    "tm.mean({a})",
+    "tm.max({a})",
+    "tm.min({a})",
+    "tm.logsumexp({a})",
+    "tm.pad({a}, 1)",
+    "tm.stack([{a}, tm.sin({a})])",
+]
+WITH_AXIS = [  # also need an axis to work on
+    "tm.sum({a}, axis={i}, keepdims={k})",
+    "tm.mean({a}, axis={i}, keepdims={k})",
+    "tm.max({a}, axis={i}, keepdims={k})",
+    "tm.logsumexp({a}, axis={i}, keepdims={k})",
+    "tm.softmax({a}, axis={i})",
+    "tm.log_softmax({a}, axis={i})",
+    "tm.concatenate([{a}, tm.sin({a})], axis={i})",
+    "tm.swapaxes({a}, {i}, -1)",
+    "{a}[..., ::-1]",
+    "{a}[..., :1]",
+    "{a}[0]",
+    "{a}[[0, -1, 0]]",
+    "{a} @ {a}.T",
+]
+BINARY = [
+    "{a} + {b}",
+    "{a} - {b}",
+    "{a} * {b}",
+    "{a} / (1.5 + tm.tanh({b}))",
+    "tm.where({a} > {b}, {a}, tm.sin({b}))",
+    "tm.where({a} * {b} > 0, {a} * {b}, {b})",
+]
+
+
+class Program:
+    """Inputs and lines of source, so that a failing one reads like a program."""
+
+    def __init__(self, shapes, seed):
+        rng = np.random.default_rng(seed)
+        self.names = "xyz"[: len(shapes)]
+        self.xs = [rng.uniform(-1.2, 1.2, shape) for shape in shapes]
+        self.lines = []
+
+    def __call__(self, *xs):
+        values = {"tm": tm, **dict(zip(self.names, xs))}
+        for line in self.lines:
+            exec(line, values)
+        return [values[name] for name in self.results()]
+
+    def results(self):
+        """The values that no later line reads: all that was computed counts, some of it several times."""
+        names = [line.split(" = ")[0] for line in self.lines]
+        last = [name for i, name in enumerate(names) if not any(name in line for line in self.lines[i + 1 :])]
+        return last or self.names
+
+    def __repr__(self):
+        inputs = [f"{name} = Tensor of shape {x.shape}" for name, x in zip(self.names, self.xs)]
+        return "\n" + "\n".join([*inputs, *self.lines, "return " + ", ".join(self.results())]) + "\n"
+
+
+@st.composite
+def programs(draw, max_lines=7):
+    base = draw(st.sampled_from([(), (3,), (2, 3), (1,), (3, 3), (2, 1, 2)]))
+    shapes = []
+    for _ in range(draw(st.integers(1, 3))):  # shapes that broadcast against each other: sizes of 1, axes missing
+        shape = [draw(st.sampled_from([n, n, 1])) for n in base]
+        shapes.append(tuple(shape[draw(st.sampled_from([0, 0, len(shape) // 2, len(shape)])) :]))
+    program = Program(shapes, draw(st.integers(0, 10**6)))
+    values = dict(zip(program.names, map(tm.Tensor, program.xs)), tm=tm)
+    for i in range(draw(st.integers(2, max_lines))):
+        names = [name for name in values if name not in ("tm", "__builtins__")]
+        a, b = draw(st.sampled_from(names)), draw(st.sampled_from(names))
+        ndim = values[a].ndim
+        forms = UNARY + BINARY + (WITH_AXIS if ndim else [])
+        form = draw(st.sampled_from(forms))
+        axis, keep = draw(st.integers(-ndim, max(ndim - 1, 0))), draw(st.booleans())
+        line = f"v{i} = " + form.format(a=a, b=b, i=axis, k=keep)
+        try:
+            exec(line, values)
+        except ValueError:  # shapes that don't broadcast, x @ x.T of a 3-d x: leave this line out
+            continue
+        if values[f"v{i}"].size > 24:
+            del values[f"v{i}"]
+            continue
+        program.lines.append(line)
+    counts["drawn"] += 1
+    return program
+
+
+def replay(outputs, leaves, arrays):
+    """Run the graph of `outputs` again with other arrays in its leaves, every kernel into a buffer of garbage."""
+    values = {leaf.serial: array for leaf, array in zip(leaves, arrays)}
+    for z in tm.tensor.graph(*outputs):
+        if z.inputs:
+            out = np.frombuffer(b"\x7f" * z.data.nbytes, np.uint8).copy().view(z.dtype).reshape(z.shape)
+            result = z.kernel(*[values[x.serial] for x in z.inputs], out=out)
+            assert result is out
+            values[z.serial] = out
+        else:
+            values.setdefault(z.serial, z.data)
+    return [values[y.serial] for y in outputs]

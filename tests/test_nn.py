@@ -1,0 +1,99 @@
+"""Networks and losses."""
+
+import numpy as np
+import pytest
+
+import tinymeta as tm
+
+RNG = np.random.default_rng(0)
+
+
+def test_mlp_is_its_equation():
+    params = tm.nn.init_mlp(np.random.default_rng(0), (2, 5, 3, 1), dtype=np.float64)
+    assert [p.shape for p in params] == [(2, 5), (1, 5), (5, 3), (1, 3), (3, 1), (1, 1)]
+    x = RNG.standard_normal((4, 2))
+    w1, b1, w2, b2, w3, b3 = (p.data for p in params)
+    expected = np.maximum(np.maximum(x @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3
+    np.testing.assert_allclose(tm.nn.mlp(params, x).data, expected, rtol=1e-14)
+    np.testing.assert_allclose(tm.nn.mlp(params[:2], x).data, x @ w1 + b1, rtol=1e-14)
+
+
+def test_initial_weights_have_the_variance_stated():
+    w, b = tm.nn.init_mlp(np.random.default_rng(0), (100, 1000))
+    assert w.data.std() == pytest.approx(np.sqrt(2 / 100), rel=0.01) and not b.data.any() and w.dtype == np.float32
+    assert tm.nn.init_mlp(np.random.default_rng(0), (100, 1000), gain=1)[0].data.std() == pytest.approx(0.1, rel=0.01)
+
+
+def test_a_stack_of_networks_is_each_network():
+    """Also with as many tasks as examples and features, where a misplaced bias would broadcast unnoticed."""
+    tasks = n = features = 4
+    singles = [
+        tm.nn.init_mlp(np.random.default_rng(i), (features, features, features), np.float64) for i in range(tasks)
+    ]
+    singles = [[p + 0.1 * i for p in params] for i, params in enumerate(singles)]
+    stacked = [tm.stack(ps) for ps in zip(*singles)]
+    x, y = RNG.standard_normal((2, tasks, n, features))
+    together = tm.nn.mlp(stacked, x)
+    for i in range(tasks):
+        np.testing.assert_allclose(together.data[i], tm.nn.mlp(singles[i], x[i]).data, rtol=1e-13)
+        np.testing.assert_allclose(tm.nn.mse(together, y).data[i], tm.nn.mse(together[i], y[i]).item(), rtol=1e-13)
+
+
+def test_mlp_derivatives():
+    params = [p.data for p in tm.nn.init_mlp(np.random.default_rng(1), (2, 3, 2), np.float64)]
+    x = RNG.standard_normal((2, 4, 2))
+    tm.check_grads(lambda *params: tm.nn.mlp(params, x), params, order=2)
+    tm.check_grads(lambda *params: tm.nn.mlp(params, x, activation=tm.tanh), params, order=3)
+
+
+def test_mse():
+    prediction, target = RNG.standard_normal((2, 3, 5, 2))
+    np.testing.assert_allclose(tm.nn.mse(prediction, target).data, ((prediction - target) ** 2).mean((1, 2)))
+    assert tm.nn.mse(prediction[0], target[0]).shape == ()
+    doubled = [np.concatenate([a, a], axis=1) for a in (prediction, target)]
+    np.testing.assert_allclose(tm.nn.mse(*doubled).data, tm.nn.mse(prediction, target).data)
+    tm.check_grads(tm.nn.mse, [prediction, target], order=3)
+    for wrong in (target[..., 0], target[:, :, :1], target[0]):
+        with pytest.raises(ValueError, match="mse needs two of one shape"):
+            tm.nn.mse(prediction, wrong)
+    with pytest.raises(ValueError, match="mse needs two of one shape"):
+        tm.nn.mse(prediction[0, 0], target[0, 0])
+
+
+def test_cross_entropy():
+    logits, labels = RNG.standard_normal((2, 4, 3)), RNG.integers(0, 3, (2, 4))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(p, labels[..., None], -1)).mean((1, 2))
+    np.testing.assert_allclose(tm.nn.cross_entropy(logits, labels).data, expected, rtol=1e-13)
+    assert tm.nn.cross_entropy(logits[0], labels[0]).shape == ()
+    tm.check_grads(lambda x: tm.nn.cross_entropy(x, labels), [logits], order=3)
+
+
+def test_cross_entropy_is_finite_at_huge_logits_and_its_hessian_is_the_known_one():
+    for scale in (1.0, 1000.0):
+        logits = tm.Tensor(scale * np.array([[1.0, 0.0, -1.0]]))
+        for label in range(3):
+
+            def f(x, label=label):
+                return tm.nn.cross_entropy(x, np.array([label]))
+
+            p = tm.softmax(logits).data[0]
+            (g,) = tm.grad(f(logits), [logits])
+            h = tm.hessian(f, [logits])[0][0].data[0, :, 0]
+            np.testing.assert_allclose(f(logits).item(), -tm.log_softmax(logits).data[0, label], rtol=1e-14)
+            np.testing.assert_allclose(g.data[0], p - np.eye(3)[label], atol=1e-14)
+            np.testing.assert_allclose(h, np.diag(p) - np.outer(p, p), atol=1e-14)
+
+
+def test_bad_input():
+    x = np.zeros((2, 3))
+    for labels in (np.zeros(2), np.zeros((2, 1), int), np.zeros(3, int), np.zeros(2, bool)):
+        with pytest.raises(ValueError, match="cross_entropy needs logits"):
+            tm.nn.cross_entropy(x, labels)
+    for labels in ([0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match="for logits of 3 classes"):
+            tm.nn.cross_entropy(x, np.array(labels))
+    with pytest.raises(ValueError, match="W_1, b_1"):
+        tm.nn.mlp([x], x)
+    with pytest.raises(ValueError, match="features of input and output"):
+        tm.nn.init_mlp(np.random.default_rng(0), (3,))

@@ -1,0 +1,108 @@
+"""The sine waves, and the benchmark as a command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+from benchmarks import sinusoid as benchmark
+from tinymeta.tasks import sinusoid
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_waves_have_the_published_ranges():
+    waves = sinusoid.draw_waves(np.random.default_rng(0), 20_000)
+    assert 0.1 <= waves.amplitude.min() < 0.11 and 4.99 < waves.amplitude.max() <= 5.0
+    assert 0 <= waves.phase.min() < 0.01 and np.pi - 0.01 < waves.phase.max() <= np.pi
+    x, y = sinusoid.draw_points(np.random.default_rng(0), waves, 3)
+    assert x.shape == y.shape == (20_000, 3, 1) and x.dtype == y.dtype == np.float32
+    assert -5 <= x.min() < -4.99 and 4.99 < x.max() <= 5
+    np.testing.assert_allclose(y, waves.amplitude * np.sin(x - waves.phase), rtol=1e-4, atol=1e-5)
+
+
+def test_support_and_query_are_different_points_of_the_same_waves():
+    (x, y), (u, v) = sinusoid.training_batch(np.random.default_rng(0), 7, 5, queries=8)
+    assert x.shape == y.shape == (7, 5, 1) and u.shape == v.shape == (7, 8, 1)
+    assert not np.intersect1d(x, u).size
+    again = sinusoid.training_batch(np.random.default_rng(0), 7, 5, queries=8)
+    np.testing.assert_array_equal(again[0][0], x)
+
+
+def test_test_tasks_depend_on_seed_and_index_alone():
+    waves, (x, y) = sinusoid.test_tasks(1, 5, 4)
+    more_waves, (more_x, more_y) = sinusoid.test_tasks(1, 9, 6)
+    np.testing.assert_array_equal(more_waves.amplitude[:5], waves.amplitude)
+    np.testing.assert_array_equal(more_x[:5, :4], x)
+    np.testing.assert_array_equal(more_y[:5, :4], y)
+    assert sinusoid.test_tasks(2, 5, 4)[0].amplitude[0] != waves.amplitude[0]
+    assert sinusoid.test_tasks(1, 20, 50, high=0.0)[1][0].max() <= 0
+
+
+# ---- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path, *options):
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "benchmarks.sinusoid",
+        "--out",
+        tmp_path,
+        "--json",
+        tmp_path / "s.json",
+    ]
+    root = Path(__file__).parents[1]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root, check=False)
+    return result
+
+
+def test_a_short_run_prints_its_table_and_records_it(tmp_path):
+    results = [run(tmp_path / name, "--iterations", "20", "--methods", "maml", "imaml", "random") for name in "ab"]
+    for result in results:
+        assert result.returncode == 0, result.stderr
+        assert "K = 5: mean squared error ± 95 %, 600 test tasks" in result.stdout
+        assert "published" in result.stdout and "iMAML  20/20  query loss" in result.stderr
+    records = [json.loads((tmp_path / name / "s.json").read_text()) for name in "ab"]
+    assert records[0]["figures"] == records[1]["figures"]  # the same command twice gives the same bytes
+    figures = records[0]["figures"]["maml"]["5"]
+    assert len(figures["mean"]) == 11 and figures["tasks"] == 600 and records[0]["settings"]["maml"]["iterations"] == 20
+    assert records[0]["command"].startswith("python -m benchmarks.sinusoid --out")
+
+
+def test_pictures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run(tmp_path, "--iterations", "2", "--methods", "reptile", "pretrained")
+    assert result.returncode == 0, result.stderr
+    assert {p.name for p in tmp_path.glob("*.png")} == {"sinusoid_fits.png", "sinusoid_steps.png"}
+
+
+def test_bad_options_get_one_line_and_status_2(tmp_path):
+    for options in (["--iterations", "-1"], ["--methods", "sgd"], ["--full", "--iterations", "3"]):
+        result = run(tmp_path, *options)
+        assert result.returncode == 2 and "error:" in result.stderr.splitlines()[-1]
+
+
+def test_training_stops_at_the_first_number_that_is_none(monkeypatch):
+    monkeypatch.setitem(benchmark.METHODS["maml"].inner, "alpha", 1e20)
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="MAML, iteration 0: .*parameter 0"):
+        benchmark.train("maml", 5, 0)
+
+
+def test_schedules():
+    """At the first, the middle and the last iteration."""
+    adam, sgd = benchmark.METHODS["maml"].outer, benchmark.METHODS["reptile"].outer
+    assert [benchmark.schedule(adam, t) for t in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [benchmark.schedule(sgd, t) for t in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_progress_in_plain_lines(capsys):
+    assert list(report.progress("name", 30, lambda: "loss 1")) == list(range(30))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[0].startswith("name  3/30  loss 1") and lines[-1].endswith("0 s left")

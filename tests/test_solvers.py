@@ -1,0 +1,204 @@
+"""Update rules against their published recurrences, and as differentiable steps; conjugate gradients against dense solves."""
+
+import numpy as np
+import pytest
+
+import tinymeta as tm
+
+RNG = np.random.default_rng(0)
+RULES = {
+    "sgd": tm.solvers.sgd,
+    "momentum": tm.solvers.momentum,
+    "nesterov": tm.solvers.nesterov,
+    "adam": tm.solvers.adam,
+}
+
+
+def run(rule, p, gradient, steps, **options):
+    params, state = [tm.Tensor(p)], None
+    for _ in range(steps):
+        params, state = rule(params, [tm.Tensor(gradient(params[0].data))], state, **options)
+    return params[0].data
+
+
+# ---- update rules ----------------------------------------------------------------------------------------------------
+
+
+def test_recurrences():
+    """Each rule written out with plain arrays, on a quadratic."""
+    a = np.diag([1.0, 3.0])
+    p0 = np.array([1.0, -2.0])
+    p = p0.copy()
+    for _ in range(3):
+        p = p - 0.1 * a @ p
+    np.testing.assert_allclose(run(tm.solvers.sgd, p0, lambda p: a @ p, 3, lr=0.1), p, rtol=1e-14)
+
+    p, v = p0.copy(), 0
+    for _ in range(3):
+        v = 0.8 * v + a @ p
+        p = p - 0.1 * v
+    np.testing.assert_allclose(run(tm.solvers.momentum, p0, lambda p: a @ p, 3, lr=0.1, mu=0.8), p, rtol=1e-14)
+
+    p, m, v = p0.copy(), 0, 0
+    for t in range(1, 4):
+        g = a @ p
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        p = p - 0.1 * (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.99**t) + 1e-16)
+    np.testing.assert_allclose(run(tm.solvers.adam, p0, lambda p: a @ p, 3, lr=0.1, beta2=0.99), p, rtol=1e-13)
+
+
+def test_nesterov_is_the_classical_method_seen_from_the_point_ahead():
+    """Classical: v ← μv − η∇f(x + μv), x ← x + v. Ours keeps p = x + μv."""
+    a, mu, lr = np.diag([1.0, 3.0]), 0.7, 0.1
+    x, v = np.array([1.0, -2.0]), np.zeros(2)
+    ours = run(tm.solvers.nesterov, x, lambda p: a @ p, 5, lr=lr, mu=mu)
+    for _ in range(5):
+        v = mu * v - lr * a @ (x + mu * v)
+        x = x + v
+    np.testing.assert_allclose(ours, x + mu * v, rtol=1e-13)
+
+
+def test_nesterov_needs_fewer_steps_than_gradient_descent():
+    a = np.diag([1.0, 100.0])
+    p0, lr, kappa = np.ones(2), 1 / 100, 100
+    mu = (np.sqrt(kappa) - 1) / (np.sqrt(kappa) + 1)
+    assert np.linalg.norm(run(tm.solvers.nesterov, p0, lambda p: a @ p, 60, lr=lr, mu=mu)) < 0.02
+    assert np.linalg.norm(run(tm.solvers.sgd, p0, lambda p: a @ p, 60, lr=lr)) > 0.5
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_two_steps_are_differentiable(rule):
+    def f(p, g1, g2):
+        state, params = None, [p]
+        for g in (g1, g2):
+            params, state = rule(params, [g], state, lr=0.1)
+        return params[0]
+
+    tm.check_grads(f, [RNG.standard_normal(3), RNG.uniform(0.5, 1, 3), RNG.uniform(0.5, 1, 3)])
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_zero_gradient_gives_finite_steps_of_every_order(rule, dtype):
+    """A dead unit under an inner Adam: its second moment is 0, where a bare square root has no derivative."""
+    g = tm.Tensor(np.array([0.0, 0.5], dtype))
+    params, state = rule([tm.Tensor(np.ones(2, dtype))], [g], None, lr=0.1)
+    params, state = rule(params, [g], state, lr=0.1)
+    (d,) = tm.grad(tm.sum(params[0] ** 2), [g], create_graph=True)
+    (dd,) = tm.grad(tm.sum(d), [g])
+    assert params[0].dtype == dtype and all(np.isfinite(t.data).all() for t in (params[0], d, dd))
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_shapes_must_agree(rule):
+    with pytest.raises(ValueError, match=r"parameter 0 has shape \(1, 4\), its gradient \(4, 4\)"):
+        rule([tm.Tensor(np.ones((1, 4)))], [tm.Tensor(np.ones((4, 4)))], None, lr=0.1)
+    with pytest.raises(ValueError, match="1 parameters but 0 gradients"):
+        rule([tm.Tensor(np.ones(1))], [], None, lr=0.1)
+
+
+def test_gradient_descent_solves_each_task_as_if_alone():
+    a = RNG.uniform(0.5, 2, (4, 3))
+
+    def loss_of(a):
+        return lambda phi, step: tm.sum(0.5 * a * phi[0] ** 2 - phi[0], axis=1)
+
+    for rule in RULES.values():
+        start = tm.Tensor(np.ones((4, 3)))
+        (together,) = tm.solvers.gradient_descent(loss_of(a), [start], lr=0.1, steps=7, rule=rule)
+        alone = [
+            tm.solvers.gradient_descent(loss_of(a[i : i + 1]), [start[i : i + 1]], lr=0.1, steps=7, rule=rule)
+            for i in range(4)
+        ]
+        np.testing.assert_allclose(together.data, np.concatenate([x[0].data for x in alone]), rtol=1e-13)
+        assert together.inputs == ()
+
+
+# ---- conjugate gradients ---------------------------------------------------------------------------------------------
+
+
+def problem(matrices, b):
+    """One matrix a task, (tasks, n, n), the unknowns split into two Tensors as parameters are."""
+    matrices, b = np.asarray(matrices), np.asarray(b)
+
+    def split(v):
+        return [v[:, :2], v[:, 2:].reshape((len(b), -1, 1))]
+
+    def matvec(vs):
+        v = tm.concatenate([vs[0], vs[1].reshape((len(b), -1))], axis=1)
+        return split((matrices @ v[..., None])[..., 0])
+
+    return matvec, split(tm.Tensor(b)), lambda x: np.concatenate([x[0].data, x[1].data[..., 0]], axis=1)
+
+
+def spd(n, tasks):
+    m = RNG.standard_normal((tasks, n, n))
+    return m @ m.swapaxes(-1, -2) + 0.5 * np.eye(n)
+
+
+def test_cg_is_a_dense_solve():
+    a, b = spd(5, 3), RNG.standard_normal((3, 5))
+    matvec, bs, flat = problem(a, b)
+    solution = tm.solvers.cg(matvec, bs, steps=20, tol=1e-13)
+    np.testing.assert_allclose(flat(solution.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-9)
+    assert (solution.iterations.data <= 8).all() and not solution.negative_curvature.data.any()
+    assert (solution.residual.data <= 1e-12 * np.linalg.norm(b, axis=1)).all()
+
+
+def test_cg_minimises_over_the_krylov_space_at_every_step():
+    """After k steps x minimises ½ xᵀA x − bᵀx over span{b, A b, ..., A^{k−1} b}."""
+    a, b = spd(5, 1), RNG.standard_normal((1, 5))
+    matvec, bs, flat = problem(a, b)
+    for k in range(1, 5):
+        krylov = np.stack([np.linalg.matrix_power(a[0], j) @ b[0] for j in range(k)], axis=1)
+        expected = krylov @ np.linalg.solve(krylov.T @ a[0] @ krylov, krylov.T @ b[0])
+        solution = tm.solvers.cg(matvec, bs, steps=k, tol=0)
+        np.testing.assert_allclose(flat(solution.x)[0], expected, rtol=1e-7)
+        np.testing.assert_allclose(solution.residual.data[0], np.linalg.norm(b[0] - a[0] @ expected), rtol=1e-7)
+        assert solution.iterations.item() == k
+
+
+def test_a_converged_task_keeps_its_solution_while_others_go_on():
+    a = np.stack([np.eye(4), spd(4, 1)[0]])
+    b = RNG.standard_normal((2, 4))
+    matvec, bs, flat = problem(a, b)
+    solution = tm.solvers.cg(matvec, bs, steps=10, tol=1e-12)
+    assert solution.iterations.data[0] == 1 and solution.iterations.data[1] >= 4
+    np.testing.assert_array_equal(flat(solution.x)[0], b[0])
+    np.testing.assert_allclose(flat(solution.x)[1], np.linalg.solve(a[1], b[1]), rtol=1e-9)
+
+
+def test_negative_curvature_stops_a_task_at_its_last_iterate():
+    b = np.tile([1.0, 2.0, 0.5], (2, 1))
+    at_once, later = np.diag([-1.0, -1.0, -1.0]), np.diag([3.0, 2.0, -1.0])
+    matvec, bs, flat = problem([at_once, later], b)
+    solution = tm.solvers.cg(matvec, bs, steps=10)
+    assert solution.negative_curvature.data.tolist() == [True, True]
+    assert solution.iterations.data[0] == 0 and 1 <= solution.iterations.data[1] <= 2
+    np.testing.assert_array_equal(flat(solution.x)[0], np.zeros(3))
+    k = int(solution.iterations.data[1])
+    np.testing.assert_array_equal(flat(solution.x)[1], flat(tm.solvers.cg(matvec, bs, steps=k).x)[1])
+
+
+def test_singular_systems_and_zero_right_hand_sides():
+    matvec, bs, flat = problem([np.diag([1.0, 0.0, 2.0])] * 2, [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    solution = tm.solvers.cg(matvec, bs, steps=10)
+    np.testing.assert_allclose(flat(solution.x), [[1, 0, 0.5], [0, 0, 0]], atol=1e-12)
+    assert solution.iterations.data[1] == 0 and not solution.negative_curvature.data.any()
+
+
+def test_a_start_and_no_steps():
+    a, b = spd(4, 2), RNG.standard_normal((2, 4))
+    matvec, bs, flat = problem(a, b)
+    none = tm.solvers.cg(matvec, bs, steps=0, x0=bs)
+    np.testing.assert_array_equal(flat(none.x), b)
+    np.testing.assert_allclose(none.residual.data, np.linalg.norm(b - (a @ b[..., None])[..., 0], axis=1))
+    full = tm.solvers.cg(matvec, bs, steps=12, x0=bs, tol=1e-13)
+    np.testing.assert_allclose(flat(full.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-8)
+
+
+def test_the_result_is_a_leaf_of_the_type_of_b():
+    matvec, bs, _ = problem(spd(3, 2).astype(np.float32), np.ones((2, 3), np.float32))
+    solution = tm.solvers.cg(matvec, bs, steps=30)  # far more than needed: nothing may divide by a vanished residual
+    assert all(t.inputs == () for t in (*solution.x, *solution[1:]))
+    assert solution.x[0].dtype == np.float32 and np.isfinite(solution.x[0].data).all()

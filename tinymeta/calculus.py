@@ -1,0 +1,45 @@
+"""What follows from `vjp` without a new rule: Jacobian-vector products, Hessian-vector products, Hessians.
+
+A Jacobian-vector product is the vjp of a vjp with respect to its cotangent, in which it is linear; a Hessian-vector
+product is the vjp of a gradient.
+"""
+
+import numpy as np
+
+from .tensor import Tensor, grad, vjp
+
+
+def jvp(f, xs, tangents):
+    """(f(*xs), Σ_i ∂f/∂x_i ẋ_i): the value, and its change along the tangents ẋ, which are shaped like xs.
+
+    u ↦ g(u) = (∂f/∂x)ᵀ u is linear, so its own vjp with ẋ is (∂g/∂u)ᵀ ẋ = (∂f/∂x) ẋ, whatever u was.
+    Both results can be differentiated.
+    """
+    y = f(*xs)
+    u = Tensor(np.zeros_like(y.data))
+    g = vjp(y, xs, u, create_graph=True)
+    return y, vjp(g, [u], tangents, create_graph=True)[0]
+
+
+def hvp(f, xs, vs, *, create_graph=False):
+    """H v for the Hessian H of a scalar f(*xs), a list like xs: H v = ∂⟨∇f, v⟩/∂x. H itself is never formed.
+
+    Costs about two gradients, in time and memory. vs are shaped like xs.
+    """
+    g = grad(f(*xs), xs, create_graph=True)
+    return vjp(g, xs, vs, create_graph=create_graph)
+
+
+def hessian(f, xs):
+    """[[∂²f/∂x_i ∂x_j]] of a scalar f(*xs): H[i][j] has shape x_i.shape + x_j.shape. One vjp per element of xs."""
+    rows = []
+    for i, g in enumerate(grad(f(*xs), xs, create_graph=True)):
+        basis = np.eye(g.size, dtype=g.dtype).reshape(g.size, *g.shape)
+        blocks = zip(*[vjp(g, xs, e) for e in basis]) if g.size else [[] for _ in xs]
+        rows.append(
+            [
+                Tensor(np.array([b.data for b in block], g.dtype).reshape(xs[i].shape + x.shape))
+                for block, x in zip(blocks, xs)
+            ]
+        )
+    return rows

@@ -1,0 +1,71 @@
+"""The inner loop, on all tasks of a meta-batch at once.
+
+Tasks are the first axis. Every array of a meta-batch carries it, the adapted parameters φ too:
+
+    theta[i]: shape               shared meta-parameters θ
+    phi[i]:   (tasks, *shape)     each task's own φ; before the first step a view of θ, nothing is copied
+    loss(phi, data) -> (tasks,)   each task's loss on its part of the data
+
+What all algorithms take: loss as above, any function of parameters and data made of tm ops; theta, a list of Tensors;
+support and query, arrays or nested tuples, lists and dicts of arrays, whose first axes agree, and which reach `loss` as
+they are. What they return: (query loss, meta_grad), means over tasks, all leaves; meta_grad is what an outer optimiser
+subtracts. θ itself is never changed.
+"""
+
+from ..ops import broadcast_to
+from ..solvers import gradient_descent, sgd
+from ..tensor import Tensor, ancestors, check_targets, describe, stop_gradient
+
+
+def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd):
+    """φ ← φ − α ∇L_support(φ) from φ = θ, `steps` times, for every task: returns φ, stacked over tasks.
+
+    create_graph=True: φ is a differentiable function of θ. Otherwise φ is a leaf.
+    batch(support, step): the data of that step, for inner minibatches; the whole support by default.
+    rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
+    """
+    theta = check_targets(theta)
+    tasks = count_tasks(support)
+    phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
+    if not create_graph:
+        phi = stop_gradient(phi)
+
+    def support_loss(phi, step):
+        return task_losses(loss, phi, batch(support, step) if batch else support)
+
+    return gradient_descent(support_loss, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
+
+
+def task_losses(loss, phi, data):
+    """loss(phi, data), which must be one number per task and depend on φ."""
+    name, tasks = getattr(loss, "__name__", "the loss"), len(phi[0])
+    losses = loss(phi, data)
+    if not isinstance(losses, Tensor) or losses.shape != (tasks,):
+        raise ValueError(
+            f"{name} returned {describe(losses)}, expected a Tensor of shape ({tasks},), one loss per task: reduce over"
+            " examples and features, not over the first axis"
+        )
+    if not any(z is p for z in ancestors([losses], phi) for p in phi):
+        raise ValueError(
+            f"{name} does not depend on any parameter, so there is nothing to learn: does it use the parameters that it"
+            " is given, and tm ops all the way (no .data, .item or stop_gradient)?"
+        )
+    return losses
+
+
+def count_tasks(*data):
+    """The size of the first axis, which all arrays in nested data share."""
+    arrays, todo = [], list(data)
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            todo.extend(part.values())
+        elif isinstance(part, (list, tuple)):
+            todo.extend(part)
+        else:
+            arrays.append(part)
+    sizes = {getattr(a, "shape", None) and a.shape[0] for a in arrays}
+    if len(sizes) != 1 or sizes & {None, ()}:
+        found = ", ".join(describe(a) for a in reversed(arrays)) or "nothing"
+        raise ValueError(f"all arrays of support and query must have the tasks as their first axis; found {found}")
+    return sizes.pop()

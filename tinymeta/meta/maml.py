@@ -1,0 +1,40 @@
+"""MAML (Finn et al. 2017): learn the θ from which a few gradient steps on a new task's support lead far.
+
+    θ₀ = θ,   θ_{j+1} = θ_j − α ∇L_s(θ_j),   φ = θ_K            the inner loop, on the support
+    F(θ) = mean over tasks of L_q(φ(θ))                         the objective, on the query
+
+How does the loss at φ get back to θ? By the chain rule through each step, whose Jacobian is I − α H(θ_j) with the
+Hessian H of L_s. Back-propagation starts from v = ∇L_q(φ) and goes down the steps, j = K − 1 ... 0:
+
+    v ← v − α H(θ_j) v,         and at last  ∇F(θ) = v
+
+No H is ever formed. The product H v is what comes out when the graph of ∇L_s(θ_j), which `create_graph=True` has kept,
+is walked backward with v as the cotangent: differentiating the gradient is all there is to it. The price is the
+memory of the K graphs. First-order MAML leaves the loop out, v = ∇L_q(φ), as if H were 0 and φ were θ plus a constant.
+"""
+
+from ..ops import mean, sum
+from ..solvers import sgd
+from ..tensor import grad, stop_gradient
+from .adapt import adapt, count_tasks, task_losses
+
+
+def maml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
+    """(query loss, ∇F(θ)) of the objective above. Time and memory grow with `steps`.
+
+    alpha: inner step size. batch, rule: see `adapt`. steps=0 gives the plain gradient of the query loss.
+    """
+    count_tasks(support, query)
+    phi = adapt(loss, theta, support, alpha=alpha, steps=steps, create_graph=True, batch=batch, rule=rule)
+    query_loss = mean(task_losses(loss, phi, query))
+    meta_grad = grad(query_loss, theta)  # through every inner step, down to θ
+    return stop_gradient((query_loss, meta_grad))
+
+
+def fomaml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
+    """(query loss, mean over tasks of ∇L_q(φ)). As `maml`, but the memory doesn't grow with `steps`."""
+    count_tasks(support, query)
+    phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
+    query_loss = mean(task_losses(loss, phi, query))
+    meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ
+    return stop_gradient((query_loss, meta_grad))

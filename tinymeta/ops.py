@@ -1,0 +1,471 @@
+"""The ops: every formula with its derivative beside it. x̄ is the cotangent of x, ⊙ the elementwise product.
+
+A primitive is an `apply` of a kernel, a NumPy call on arrays, with its pullbacks, which are written in the ops of this
+file. All others are compositions and need no derivative of their own. Binary ops first make their operands alike
+(`operands`), so no pullback ever mentions broadcasting: broadcast_to is an op, and sum_to its adjoint.
+
+Singular points, as in NumPy: log 0, x / 0, and x^p at 0 for p < 1 (so sqrt 0). Chosen where mathematics leaves it
+open: relu'(0) = abs'(0) = 0, and tied winners of max share the gradient equally.
+"""
+
+import builtins
+import math
+from functools import partial
+
+import numpy as np
+
+from .tensor import FLOATS, Tensor, apply, describe, stopped
+
+NUMBERS = (int, float, np.integer, np.floating)  # a number takes the type of the Tensor beside it
+
+def operands(op, x, y, beside=()):
+    """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask).
+
+    float32 and float64 don't mix: that would double a model's memory without a word. Integers and booleans take the
+    float type beside them. A plain number stays 0-d, which NumPy broadcasts: nobody can ask for its gradient.
+    """
+    if type(x) is type(y) is Tensor and x.data.shape == y.data.shape and x.data.dtype == y.data.dtype and not beside:
+        return x, y  # nearly always
+    xs = [x if isinstance(x, NUMBERS) else Tensor(x) for x in (x, y)]
+    tensors = [x for x in xs if type(x) is Tensor]
+    dtypes = {x.dtype for x in tensors}
+    if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):
+        dtypes = {common_dtype(op, xs, dtypes)}
+    dtype = dtypes.pop()
+    shapes = [x.shape for x in tensors] + [beside] * bool(beside)
+    try:
+        shape = broadcast_shape(*shapes)
+    except ValueError:
+        shapes = " and ".join(map(str, shapes))
+        raise ValueError(f"{op} of shapes {shapes}: counted from the last axis, sizes must be equal or 1; insert an"
+                         " axis with x[:, None] or reshape") from None
+    return [broadcast_to(astype(x, dtype), shape) if type(x) is Tensor else Tensor(np.asarray(x, dtype)) for x in xs]
+
+def common_dtype(op, xs, dtypes):
+    floats = dtypes.intersection(FLOATS)
+    if len(floats) > 1:
+        raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
+    if not floats and (not dtypes or any(isinstance(x, (float, np.floating)) for x in xs)):
+        return np.dtype(np.float64)
+    return floats.pop() if floats else np.result_type(*dtypes)
+
+def as_float(x):
+    x = Tensor(x)
+    return x if x.dtype in FLOATS else astype(x, np.float64)
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+def add(x, y):
+    """z = x + y        x̄ = z̄,   ȳ = z̄"""
+    x, y = operands("add", x, y)
+    return apply(np.add, x, y, pullbacks=(lambda z, z_bar: z_bar, lambda z, z_bar: z_bar))
+
+def subtract(x, y):
+    """z = x − y        x̄ = z̄,   ȳ = −z̄"""
+    x, y = operands("subtract", x, y)
+    return apply(np.subtract, x, y, pullbacks=(lambda z, z_bar: z_bar, lambda z, z_bar: -z_bar))
+
+def multiply(x, y):
+    """z = x ⊙ y        x̄ = z̄ ⊙ y,   ȳ = z̄ ⊙ x"""
+    x, y = operands("multiply", x, y)
+    return apply(np.multiply, x, y, pullbacks=(lambda z, z_bar: z_bar * y, lambda z, z_bar: z_bar * x))
+
+def divide(x, y):
+    """z = x / y        x̄ = z̄ / y,   ȳ = −z̄ ⊙ z / y"""
+    x, y = operands("divide", x, y)
+    return apply(np.divide, x, y, pullbacks=(lambda z, z_bar: z_bar / y, lambda z, z_bar: -(z_bar * z / y)))
+
+def negative(x):
+    """y = −x           x̄ = −ȳ"""
+    return apply(np.negative, Tensor(x), pullbacks=(lambda y, y_bar: -y_bar,))
+
+def power(x, y):
+    """z = x^y          x̄ = z̄ ⊙ y x^(y−1),   ȳ = z̄ ⊙ z log x
+
+    An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. A Tensor as exponent needs x ≥ 0.
+    """
+    if isinstance(y, NUMBERS):
+        x = as_float(x)
+        if y == 0:
+            return Tensor(np.ones_like(x.data))
+        return apply(partial(_power, exponent=y), x, pullbacks=(lambda z, z_bar: z_bar * (y * power(x, y - 1)),))
+    x, y = operands("power", x, as_float(y))
+    return apply(np.power, x, y, pullbacks=(
+        lambda z, z_bar: z_bar * y * power(x, where(equal(y, 0), 1, y) - 1),
+        lambda z, z_bar: z_bar * z * log(where(equal(x, 0), 1, x))))
+
+def _power(x, exponent, out=None):
+    fast = {2: np.square, 0.5: np.sqrt, -1: np.reciprocal}.get(exponent)
+    return fast(x, out=out) if fast else np.power(x, x.dtype.type(exponent), out=out)
+
+def sqrt(x):
+    """y = √x           x̄ = ȳ / 2√x"""
+    return power(x, 0.5)
+
+# ---- elementwise -----------------------------------------------------------------------------------------------------
+
+def exp(x):
+    """y = eˣ           x̄ = ȳ ⊙ y"""
+    return apply(np.exp, as_float(x), pullbacks=(lambda y, y_bar: y_bar * y,))
+
+def log(x):
+    """y = log x        x̄ = ȳ / x"""
+    x = as_float(x)
+    return apply(np.log, x, pullbacks=(lambda y, y_bar: y_bar / x,))
+
+def log1p(x):
+    """y = log(1 + x)   x̄ = ȳ / (1 + x)"""
+    x = as_float(x)
+    return apply(np.log1p, x, pullbacks=(lambda y, y_bar: y_bar / (1 + x),))
+
+def sin(x):
+    """y = sin x        x̄ = ȳ ⊙ cos x"""
+    x = as_float(x)
+    return apply(np.sin, x, pullbacks=(lambda y, y_bar: y_bar * cos(x),))
+
+def cos(x):
+    """y = cos x        x̄ = −ȳ ⊙ sin x"""
+    x = as_float(x)
+    return apply(np.cos, x, pullbacks=(lambda y, y_bar: -(y_bar * sin(x)),))
+
+def tanh(x):
+    """y = tanh x       x̄ = ȳ ⊙ (1 − y²)"""
+    return apply(np.tanh, as_float(x), pullbacks=(lambda y, y_bar: y_bar * (1 - y * y),))
+
+def softplus(x):
+    """y = log(1 + eˣ)  x̄ = ȳ ⊙ sigmoid(x)"""
+    x = as_float(x)
+    return apply(_softplus, x, pullbacks=(lambda y, y_bar: y_bar * sigmoid(x),))
+
+def _softplus(x, out=None):
+    return np.logaddexp(x.dtype.type(0), x, out=out)
+
+def sigmoid(x):
+    """y = 1 / (1 + e⁻ˣ) = exp(−softplus(−x)), which neither overflows nor loses small values"""
+    return exp(-softplus(-as_float(x)))
+
+def abs(x):
+    """y = |x|          x̄ = ȳ ⊙ sign x"""
+    x = as_float(x)
+    return apply(np.abs, x, pullbacks=(lambda y, y_bar: y_bar * sign(x),))
+
+def relu(x):
+    """y = max(x, 0)    x̄ = ȳ where x > 0, else 0. NaN stays NaN"""
+    x = as_float(x)
+    return where(less_equal(x, 0), 0, x)
+
+# ---- piecewise constant: nodes without pullbacks ---------------------------------------------------------------------
+
+def comparison(ufunc):
+    def op(x, y):
+        return apply(ufunc, *operands(ufunc.__name__, x, y))
+    op.__name__, op.__doc__ = ufunc.__name__, f"np.{ufunc.__name__} of two Tensors: a boolean Tensor, a mask"
+    return op
+
+equal, not_equal, greater, greater_equal, less, less_equal, logical_and, logical_or = map(comparison, (
+    np.equal, np.not_equal, np.greater, np.greater_equal, np.less, np.less_equal, np.logical_and, np.logical_or))
+
+def logical_not(x):
+    """y = not x, a boolean Tensor"""
+    return apply(np.logical_not, Tensor(x))
+
+def sign(x):
+    """y = −1, 0 or 1"""
+    return apply(np.sign, Tensor(x))
+
+# ---- linear: adjoint pairs, each the other's pullback ----------------------------------------------------------------
+
+def view(function):
+    """A kernel whose result may share its input's memory; with `out`, a copy."""
+    def kernel(*arrays, out=None, **static):
+        y = function(*arrays, **static)
+        return y if out is None else copy(y, out)
+    kernel.__name__ = function.__name__
+    return kernel
+
+def copy(y, out):
+    np.copyto(out, y, casting="unsafe")
+    return out
+
+def broadcast_to(x, shape):
+    """y_ij = x_j       x̄ = sum_to(ȳ)"""
+    x, shape = Tensor(x), shape_of(shape)
+    if x.shape == shape:
+        return x
+    if not broadcasts(x.shape, shape):
+        raise ValueError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}")
+    return apply(partial(_broadcast_to, shape=shape), x, pullbacks=(lambda y, y_bar: sum_to(y_bar, x.shape),))
+
+_broadcast_to = view(np.broadcast_to)
+
+def sum_to(x, shape):
+    """y_j = Σ_i x_ij   x̄ = broadcast_to(ȳ): sums the axes that broadcasting from `shape` to x's adds or stretches"""
+    x, shape = Tensor(x), shape_of(shape)
+    if x.shape == shape:
+        return x
+    if not broadcasts(shape, x.shape):
+        raise ValueError(f"sum_to: {shape} does not broadcast to {x.shape}, so {x.shape} cannot be summed to it")
+    new = x.ndim - len(shape)
+    stretched = tuple(new + i for i, n in enumerate(shape) if n == 1 != x.shape[new + i])
+    return reshape(sum(x, tuple(range(new)) + stretched, keepdims=not new), shape)
+
+def sum(x, axis=None, keepdims=False):
+    """y = Σ x          x̄ = ȳ, repeated along the axes"""
+    x = Tensor(x)
+    axes = axes_of(axis, x)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    pullback = lambda y, y_bar: broadcast_to(reshape(y_bar, kept), x.shape)
+    return apply(partial(_sum, axis=axes, keepdims=keepdims), x, pullbacks=(pullback,))
+
+def _sum(x, axis, keepdims, out=None):
+    return np.add.reduce(x, axis=axis, keepdims=keepdims, out=out)
+
+def mean(x, axis=None, keepdims=False):
+    """y = Σ x / n"""
+    x = as_float(x)
+    n = math.prod(x.shape[i] for i in axes_of(axis, x))
+    if n == 0:
+        raise ValueError(f"mean over axis {axis} of shape {x.shape}: there is nothing to average")
+    return sum(x, axis, keepdims) / n
+
+def reshape(x, shape):
+    """y = x in another shape; one size may be −1        x̄ = ȳ in x's shape"""
+    x, shape = Tensor(x), shape_of(shape)
+    known = math.prod(n for n in shape if n != -1)
+    shape = tuple(x.size // (known or 1) if n == -1 else n for n in shape)
+    if math.prod(shape) != x.size:
+        raise ValueError(f"reshape: {x.shape} has {x.size} elements, {shape} would have {math.prod(shape)}")
+    if x.shape == shape:
+        return x
+    return apply(partial(_reshape, shape=shape), x, pullbacks=(lambda y, y_bar: reshape(y_bar, x.shape),))
+
+@view
+def _reshape(x, shape):
+    return x.reshape(shape)
+
+def squeeze(x, axis):
+    """y = x without the axes, which have size 1"""
+    x = Tensor(x)
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes_of(axis, x)))
+
+def transpose(x, axes=None):
+    """y = x with its axes in the order `axes`, by default reversed        x̄ = ȳ with them put back"""
+    x = Tensor(x)
+    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(a + x.ndim if a < 0 else a for a in axes)
+    if sorted(axes) != list(range(x.ndim)):
+        raise ValueError(f"transpose: {axes} is no order of the {x.ndim} axes of shape {x.shape}")
+    back = tuple(map(axes.index, range(x.ndim)))
+    return apply(partial(_transpose, axes=axes), x, pullbacks=(lambda y, y_bar: transpose(y_bar, back),))
+
+_transpose = view(np.transpose)
+
+def swapaxes(x, axis1, axis2):
+    """y = x with two axes exchanged"""
+    x = Tensor(x)
+    (i,), (j,), axes = axes_of(axis1, x), axes_of(axis2, x), list(range(x.ndim))
+    axes[i], axes[j] = j, i
+    return transpose(x, axes)
+
+def astype(x, dtype):
+    """y = x in another type        x̄ = ȳ in x's type, if both are floats"""
+    x, dtype = Tensor(x), np.dtype(dtype)
+    if x.dtype == dtype:
+        return x
+    linear = x.dtype in FLOATS and dtype in FLOATS
+    pullbacks = (lambda y, y_bar: astype(y_bar, x.dtype),) if linear else ()
+    return apply(partial(_astype, dtype=dtype), x, pullbacks=pullbacks)
+
+def _astype(x, dtype, out=None):
+    return x.astype(dtype) if out is None else copy(x, out)
+
+def gather(x, index):
+    """y = x[index]     x̄ = scatter(ȳ, index)
+
+    index: integers, slices, None, ..., and arrays or Tensors of integers or booleans, as in NumPy. Also x[index].
+    """
+    x, (fixed, arrays) = Tensor(x), split_index(index)
+    pullbacks = (lambda y, y_bar: scatter(y_bar, index, x.shape), *[None] * len(arrays))
+    return apply(partial(_gather, index=fixed), x, *arrays, pullbacks=pullbacks)
+
+@view
+def _gather(x, *arrays, index):
+    return x[join_index(index, arrays)]
+
+def scatter(x, index, shape):
+    """y = zeros(shape); y[index] += x, repeated positions adding up        x̄ = ȳ[index]"""
+    x, shape, (fixed, arrays) = Tensor(x), shape_of(shape), split_index(index)
+    pullbacks = (lambda y, y_bar: gather(y_bar, index), *[None] * len(arrays))
+    return apply(partial(_scatter, index=fixed, shape=shape), x, *arrays, pullbacks=pullbacks)
+
+def _scatter(x, *arrays, index, shape, out=None):
+    out = np.empty(shape, x.dtype) if out is None else out
+    out[...] = 0
+    index = join_index(index, arrays)
+    if all(a.dtype == bool for a in arrays):  # no position can occur twice
+        out[index] = x
+    else:
+        np.add.at(out, index, x)
+    return out
+
+ARRAY = "array"  # stands in the fixed part of an index where an array goes
+
+def split_index(index):
+    """An index as a fixed tuple, and the arrays in it: these are values, so they are nodes."""
+    fixed, arrays = [], []
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, (Tensor, np.ndarray, list, bool, np.bool_)):
+            arrays.append(Tensor(part))
+            if arrays[-1].dtype in FLOATS:
+                raise TypeError(f"an index is made of integers, slices and booleans, got {describe(arrays[-1])}")
+            part = ARRAY
+        fixed.append(part)
+    return tuple(fixed), arrays
+
+def join_index(fixed, arrays):
+    arrays = iter(arrays)
+    return tuple(next(arrays) if part is ARRAY else part for part in fixed)
+
+def pad(x, pad_width):
+    """y = x with zeros around it        x̄ = ȳ, cropped. pad_width: n, (before, after), or one such pair per axis"""
+    x = Tensor(x)
+    pairs = np.broadcast_to(pad_width, (x.ndim, 2)).tolist()
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape))
+    return scatter(x, inside, [before + n + after for (before, after), n in zip(pairs, x.shape)])
+
+def concatenate(xs, axis=0):
+    """y = the xs, one after the other along an axis        x̄_i = ȳ's part at x_i"""
+    xs = [Tensor(x) for x in xs]
+    if not xs:
+        raise ValueError("concatenate needs at least one Tensor")
+    (axis,) = axes_of(axis, xs[0])
+    if len({(x.dtype, x.shape[:axis], x.shape[axis + 1:]) for x in xs}) > 1:
+        raise ValueError(f"concatenate along axis {axis} of {', '.join(map(describe, xs))}: type or other sizes differ")
+    ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
+    parts = [(slice(None),) * axis + (slice(end - x.shape[axis], end),) for x, end in zip(xs, ends)]
+    pullbacks = tuple(lambda y, y_bar, part=part: gather(y_bar, part) for part in parts)
+    return apply(partial(_concatenate, axis=axis), *xs, pullbacks=pullbacks)
+
+def _concatenate(*xs, axis, out=None):
+    return np.concatenate(xs, axis, out=out)
+
+def stack(xs, axis=0):
+    """y = the xs along a new axis"""
+    xs = [Tensor(x) for x in xs]
+    if len({x.shape for x in xs}) != 1:
+        raise ValueError(f"stack needs Tensors of one shape, got {[x.shape for x in xs]}")
+    new = (slice(None),) * (axis % (xs[0].ndim + 1)) + (None,)
+    return concatenate([x[new] for x in xs], axis)
+
+# ---- choice ----------------------------------------------------------------------------------------------------------
+
+def where(mask, x, y):
+    """z = x where mask, else y        x̄ = z̄ where mask, else 0,   ȳ = 0 where mask, else z̄
+
+    Both sides are computed everywhere, and 0·∞ is NaN: guard the inside too, where(x > 0, sqrt(where(x > 0, x, 1)), 0).
+    """
+    mask = Tensor(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"where needs a boolean mask, got {describe(mask)}: compare first, e.g. x > 0")
+    x, y = operands("where", x, y, beside=mask.shape)
+    mask = broadcast_to(mask, broadcast_shape(mask.shape, x.shape, y.shape))
+    return apply(_where, mask, x, y, pullbacks=(
+        None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)))
+
+def _where(mask, x, y, out=None):
+    if out is None:
+        return np.where(mask, x, y)
+    np.copyto(copy(y, out), x, where=mask)
+    return out
+
+def max(x, axis=None, keepdims=False):
+    """y = max x        x̄ = ȳ ⊙ [x = y] / Σ [x = y]: the winners share"""
+    x = Tensor(x)
+    axes = axes_of(axis, x)
+    def pullback(y, y_bar):
+        winners = astype(equal(x, y), x.dtype)
+        return winners * (y_bar / sum(winners, axes, keepdims=True))
+    y = apply(partial(_max, axis=axes), x, pullbacks=(pullback,))  # the axes stay, so that x = y broadcasts
+    return y if keepdims else squeeze(y, axes)
+
+def _max(x, axis, out=None):
+    return np.maximum.reduce(x, axis=axis, keepdims=True, out=out)
+
+def min(x, axis=None, keepdims=False):
+    """y = min x = −max(−x)"""
+    return -max(-Tensor(x), axis, keepdims)
+
+# ---- contraction -----------------------------------------------------------------------------------------------------
+
+def matmul(x, y):
+    """z = x y          x̄ = z̄ yᵀ,   ȳ = xᵀ z̄: matrices on the last two axes, all axes before them broadcast
+
+    (..., n, k) (..., k, m) -> (..., n, m); a 1-d x is a row, a 1-d y a column, as in NumPy.
+    """
+    x, y = Tensor(x), Tensor(y)
+    if not x.ndim or not y.ndim:
+        raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: a 0-d Tensor is no matrix; use *")
+    if x.ndim == 1:
+        return squeeze(matmul(x[None, :], y), -2 if y.ndim > 1 else -1)
+    if y.ndim == 1:
+        return squeeze(matmul(x, y[:, None]), -1)
+    if x.shape[-1] != y.shape[-2]:
+        raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: inner sizes {x.shape[-1]} and {y.shape[-2]}"
+                         " differ; transpose one with .swapaxes(-1, -2)?")
+    batch = broadcast_shape(x.shape[:-2], y.shape[:-2])
+    x, y = broadcast_to(x, batch + x.shape[-2:]), broadcast_to(y, batch + y.shape[-2:])
+    return apply(np.matmul, x, y, pullbacks=(
+        lambda z, z_bar: matmul(z_bar, swapaxes(y, -1, -2)), lambda z, z_bar: matmul(swapaxes(x, -1, -2), z_bar)))
+
+# ---- softmax ---------------------------------------------------------------------------------------------------------
+
+def logsumexp(x, axis=None, keepdims=False):
+    """y = log Σ eˣ = m + log Σ exp(x − m), whatever m is: it is stopped. With the largest x as m nothing overflows"""
+    x = as_float(x)
+    m = max(x, axis, keepdims=True)
+    m = apply(stopped, where(less(abs(m), np.inf), m, 0))  # −∞ − (−∞) would be NaN
+    y = m + log(sum(exp(x - m), axis, keepdims=True))
+    return y if keepdims else squeeze(y, axes_of(axis, x))
+
+def log_softmax(x, axis=-1):
+    """y = x − log Σ eˣ"""
+    x = as_float(x)
+    return x - logsumexp(x, axis, keepdims=True)
+
+def softmax(x, axis=-1):
+    """y = eˣ / Σ eˣ"""
+    return exp(log_softmax(x, axis))
+
+# ---- shapes and axes -------------------------------------------------------------------------------------------------
+
+def shape_of(shape):
+    return shape if type(shape) is tuple else (int(shape),) if np.ndim(shape) == 0 else tuple(map(int, shape))
+
+def broadcasts(shape, to):
+    return len(shape) <= len(to) and all(m == n or m == 1 for m, n in zip(shape[::-1], to[::-1]))
+
+def broadcast_shape(*shapes):
+    """np.broadcast_shapes, but quick where one shape holds all others, which is nearly always."""
+    widest = builtins.max(shapes, key=lambda shape: (len(shape), math.prod(shape)))
+    return widest if all(broadcasts(shape, widest) for shape in shapes) else np.broadcast_shapes(*shapes)
+
+def axes_of(axis, x):
+    """An axis argument (None, a number, several; negative from the end) as a sorted tuple."""
+    if axis is None:
+        return tuple(range(x.ndim))
+    axes = {a + x.ndim if a < 0 else a for a in shape_of(axis)}
+    if len(axes) < len(shape_of(axis)) or any(not 0 <= a < x.ndim for a in axes):
+        raise ValueError(f"axis {axis} of shape {x.shape}: axes run from {-x.ndim} to {x.ndim - 1}, each at most once")
+    return tuple(sorted(axes))
+
+# ---- operators and methods of Tensor ---------------------------------------------------------------------------------
+
+for _name, _op in {"add": add, "sub": subtract, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul,
+                   "and": logical_and, "or": logical_or}.items():
+    setattr(Tensor, f"__{_name}__", _op)
+    setattr(Tensor, f"__r{_name}__", lambda y, x, op=_op: op(x, y))
+for _op in (sum, mean, max, min, reshape, transpose, squeeze, swapaxes, astype):
+    setattr(Tensor, _op.__name__, _op)
+Tensor.__neg__, Tensor.__abs__, Tensor.__invert__, Tensor.__getitem__ = negative, abs, logical_not, gather
+Tensor.__eq__, Tensor.__ne__, Tensor.__hash__ = equal, not_equal, object.__hash__
+Tensor.__gt__, Tensor.__ge__, Tensor.__lt__, Tensor.__le__ = greater, greater_equal, less, less_equal
+Tensor.T = property(transpose)

@@ -1,0 +1,136 @@
+"""Solvers: update rules, gradient descent, conjugate gradients. All pure functions on lists of Tensors.
+
+An update rule, (params, grads, state, lr=...) -> (params, state), serves the inner loop, where it is differentiated
+like any other computation, and the outer one, where the caller cuts the graph between two steps:
+
+    theta, state = stop_gradient(adam(theta, meta_grad, state, lr=beta))
+
+`state` is None at the first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .ops import greater, less, less_equal, logical_not, reshape, sqrt, sum, where
+from .tensor import Tensor, grad, stop_gradient
+
+# ---- update rules ----------------------------------------------------------------------------------------------------
+
+
+def sgd(params, grads, state=None, *, lr):
+    """p ← p − η g"""
+    check_alike(params, grads)
+    return [p - lr * g for p, g in zip(params, grads)], None
+
+
+def momentum(params, grads, state=None, *, lr, mu=0.9):
+    """v ← μ v + g,   p ← p − η v        (Polyak's heavy ball)"""
+    check_alike(params, grads)
+    v = grads if state is None else [mu * v + g for v, g in zip(state, grads)]
+    return [p - lr * v for p, v in zip(params, v)], v
+
+
+def nesterov(params, grads, state=None, *, lr, mu=0.9):
+    """v ← μ v + g,   p ← p − η (g + μ v)
+
+    Nesterov's accelerated gradient in the form that takes the gradient at the point it returns: p is already looked
+    ahead along v (Sutskever et al. 2013).
+    """
+    check_alike(params, grads)
+    v = grads if state is None else [mu * v + g for v, g in zip(state, grads)]
+    return [p - lr * (g + mu * v) for p, g, v in zip(params, grads, v)], v
+
+
+def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
+    """m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   p ← p − η m̂ / √(v̂ + ε²),   m̂ = m / (1 − β₁ᵗ), v̂ likewise
+
+    ε stands inside the root (Kingma and Ba 2015 add it outside): √v̂ has no derivative at v̂ = 0, where every unit that
+    gets no gradient is, and the meta-gradient through an inner Adam would be NaN.
+    """
+    check_alike(params, grads)
+    t, m, v = state or (0, [0.0] * len(params), [0.0] * len(params))
+    t += 1
+    m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads)]
+    v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads)]
+    m_hat, v_hat = 1 / (1 - beta1**t), 1 / (1 - beta2**t)
+    return [p - lr * m_hat * m / sqrt(v_hat * v + eps**2) for p, m, v in zip(params, m, v)], (t, m, v)
+
+
+def check_alike(params, grads):
+    if len(params) != len(grads):
+        raise ValueError(f"{len(params)} parameters but {len(grads)} gradients")
+    for i, (p, g) in enumerate(zip(params, grads)):
+        if p.shape != g.shape:
+            raise ValueError(
+                f"parameter {i} has shape {p.shape}, its gradient {g.shape}: broadcasting would reshape it"
+            )
+
+
+# ---- a stack of problems, one per task -------------------------------------------------------------------------------
+
+
+def gradient_descent(loss, phi, *, lr, steps, rule=sgd, create_graph=False):
+    """φ ← rule(φ, ∇loss(φ, step)) for step = 0 ... steps − 1, on every task of a stack at once.
+
+    loss(phi, step) -> (tasks,). Tasks don't interact, so the gradient of the sum of their losses with respect to the
+    stacked φ is each task's own gradient. With create_graph=True the result can be differentiated through all steps,
+    whose graphs are therefore kept; otherwise φ is a leaf after every step, and time and memory don't grow with them.
+    """
+    state = None
+    for step in range(steps):
+        g = grad(sum(loss(phi, step)), phi, create_graph=create_graph)
+        phi, state = rule(phi, g, state, lr=lr)
+        if not create_graph:
+            phi, state = stop_gradient((phi, state))
+    return phi
+
+
+def dot(xs, ys):
+    """⟨x, y⟩ of each task: two lists of (tasks, ...) -> (tasks,)."""
+    total = 0
+    for x, y in zip(xs, ys):
+        total = total + sum(x * y, axis=tuple(range(1, x.ndim)))
+    return total
+
+
+class Solution(NamedTuple):
+    """What `cg` returns: x is a list like b; the others have one entry per task."""
+
+    x: list
+    residual: Tensor  # ‖b − A x‖, as the iteration carries it along
+    iterations: Tensor
+    negative_curvature: Tensor  # True: a direction with pᵀA p ≤ 0 was met, A is not positive definite
+
+
+def cg(matvec, b, *, steps, x0=None, tol=1e-10):
+    """Solve A x = b by conjugate gradients (Hestenes and Stiefel 1952), for a stack of tasks with an A each.
+
+    matvec(v) -> A v and b are lists of (tasks, ...); A is symmetric, and met only in these products. x0: the start,
+    zero by default. Always `steps` products are made. A task keeps its solution once ‖b − A x‖ ≤ tol ‖b‖; one that
+    meets negative curvature stops at its last iterate and says so. The result is a leaf.
+    """
+    x = [Tensor(np.zeros_like(b_i.data)) for b_i in b] if x0 is None else x0
+    r = b if x0 is None else [b_i - a_i for b_i, a_i in zip(b, matvec(x0))]
+    p, rr, enough = r, dot(r, r), tol**2 * dot(b, b)
+    negative, iterations = less(rr, 0), Tensor(np.zeros(rr.shape, np.int64))
+    for _ in range(steps):
+        ap = matvec(p)
+        pap = dot(p, ap)
+        active = greater(rr, enough) & logical_not(negative)
+        negative = negative | (active & less_equal(pap, 0))
+        active = active & greater(pap, 0)
+        a = where(active, rr / where(active, pap, 1), 0)  # 0: the task stays where it is
+        x = [x_i + per_task(a, x_i) * p_i for x_i, p_i in zip(x, p)]
+        r = [r_i - per_task(a, r_i) * ap_i for r_i, ap_i in zip(r, ap)]
+        rr, rr_before = dot(r, r), rr
+        beta = where(active, rr / where(active, rr_before, 1), 0)
+        p = [r_i + per_task(beta, r_i) * p_i for r_i, p_i in zip(r, p)]
+        iterations = iterations + active.astype(np.int64)
+        x, r, p, rr, negative, iterations = stop_gradient((x, r, p, rr, negative, iterations))
+    return Solution(*stop_gradient((x, sqrt(rr), iterations, negative)))
+
+
+def per_task(a, like):
+    """A number per task, (tasks,), so shaped that it multiplies (tasks, ...)."""
+    return reshape(a, (len(a),) + (1,) * (like.ndim - 1))
