@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
-    "tensor", "ops", "calculus", "check", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile", "meta/imaml",
-    "tasks/sinusoid",
+    "tensor", "ops", "calculus", "check", "conv", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile",
+    "meta/imaml", "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 
 

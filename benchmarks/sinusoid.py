@@ -43,42 +43,37 @@ class Method:
     title: str
     algorithm: Callable  # (loss, theta, support, query, **inner) -> (query loss, meta_grad)
     inner: dict  # its arguments; alpha, rule and lam also say how θ adapts at test
-    iterations: int  # of the default run
+    budget: tuple  # iterations and first outer step β; adam's falls to 0 along a cosine, sgd's along a line
+    full: tuple = (70_000, 1e-3)  # the same with --full: the released code's iterations
     outer: Callable = tm.solvers.adam
-    beta: float = 1e-3  # the first outer step; adam's falls to 0 along a cosine, sgd's along a line
 
 
+MAML, REPTILE = dict(alpha=0.01, steps=1), dict(alpha=0.02, steps=5)
+IMAML = dict(alpha=0.001, steps=16, rule=tm.solvers.nesterov, lam=10.0, cg_steps=3)
+NONE = dict(alpha=0.0, steps=0)  # no inner step: the plain gradient of the error over all waves
 METHODS = {
-    "maml": Method("MAML", tm.meta.maml, dict(alpha=0.01, steps=1), 14000),
-    "fomaml": Method("FO-MAML", tm.meta.fomaml, dict(alpha=0.01, steps=1), 14000),
-    "reptile": Method("Reptile", tm.meta.reptile, dict(alpha=0.02, steps=5), 8000, tm.solvers.sgd, beta=1.0),
-    "imaml": Method(
-        "iMAML",
-        tm.meta.imaml,
-        dict(alpha=0.001, steps=16, rule=tm.solvers.nesterov, lam=10.0, cg_steps=3),
-        1500,
-        beta=2e-3,
-    ),
-    # No inner step: the plain gradient of the error over all waves.
-    "pretrained": Method("pretrained", tm.meta.fomaml, dict(alpha=0.0, steps=0), 6000),
-    "random": Method("random weights", tm.meta.fomaml, dict(alpha=0.0, steps=0), 0),
+    "maml": Method("MAML", tm.meta.maml, MAML, (14_000, 1e-3)),
+    "fomaml": Method("FO-MAML", tm.meta.fomaml, MAML, (14_000, 1e-3)),
+    "reptile": Method("Reptile", tm.meta.reptile, REPTILE, (8_000, 1.0), full=(70_000, 0.1), outer=tm.solvers.sgd),
+    "imaml": Method("iMAML", tm.meta.imaml, IMAML, (1_500, 1e-3), full=(4_000, 1e-3)),  # each costs ten of MAML's
+    "pretrained": Method("pretrained", tm.meta.fomaml, NONE, (6_000, 1e-3)),
+    "random": Method("random weights", tm.meta.fomaml, NONE, (0, 0.0), full=(0, 0.0)),
 }
 BASELINES = ("pretrained", "random")  # adapt with the best of ALPHAS on validation tasks
 ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1)
-FULL_ITERATIONS = 70_000  # of the released code
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def train(name, iterations, seed):
+def train(name, iterations, first_beta, seed):
     """θ after that many meta-batches. Weights ~ N(0, 1 / inputs)."""
     m = METHODS[name]
     rng = np.random.default_rng([seed, 0])
     theta, state = tm.nn.init_mlp(rng, SIZES, gain=1.0), None
     report_cg = {"report": True} if m.algorithm is tm.meta.imaml else {}
     recent = deque(maxlen=200)  # (query loss, share of tasks with negative curvature) of the last iterations
-    beta = m.beta
+    beta = first_beta
 
     def note():
         query_loss, negative = np.mean(recent, axis=0)
@@ -88,7 +83,7 @@ def train(name, iterations, seed):
     for i in report.progress(m.title, iterations, note):
         support, query = sinusoid.training_batch(rng, TASKS, TRAINING_SHOTS)
         query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **report_cg)
-        beta = m.beta * schedule(m.outer, i / iterations)
+        beta = first_beta * schedule(m.outer, i / iterations)
         theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
         report.require_finite(m.title, i, query_loss, theta)
         recent.append((query_loss.item(), cg[0].negative_curvature.data.mean() if cg else 0))
@@ -224,7 +219,7 @@ def main(argv=None):
     methods = dict(nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--methods", **methods, help="some of: " + " ".join(METHODS) + " (default: all)")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--full", action="store_true", help="the published 70,000 iterations for every method")
+    budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
     args = parser.parse_args(argv)
     if args.iterations is not None and args.iterations < 0:
@@ -233,13 +228,14 @@ def main(argv=None):
     thetas, alphas, results, settings = {}, {}, {}, {}
     for name in args.methods:
         m = METHODS[name]
-        iterations = FULL_ITERATIONS if args.full else m.iterations if args.iterations is None else args.iterations
-        iterations = 0 if name == "random" else iterations
-        thetas[name] = train(name, iterations, args.seed)
+        iterations, beta = m.full if args.full else m.budget
+        if args.iterations is not None and name != "random":
+            iterations = args.iterations
+        thetas[name] = train(name, iterations, beta, args.seed)
         alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner["alpha"]
         results[name] = evaluate(name, thetas[name], alphas[name])
         inner = {key: getattr(value, "__name__", value) for key, value in m.inner.items()}
-        outer = {"outer": m.outer.__name__, "beta": m.beta, "iterations": iterations, "test_alpha": alphas[name]}
+        outer = {"outer": m.outer.__name__, "beta": beta, "iterations": iterations, "test_alpha": alphas[name]}
         settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
     print(table(results))
     seconds = time.perf_counter() - start

@@ -271,5 +271,7 @@ def test_wrong_losses_and_data_are_refused_by_name(algorithm, options):
         algorithm(loss, theta, (1.0, support[1]), query, alpha=ALPHA, steps=1, **options)
     with pytest.raises(ValueError, match="found nothing"):
         algorithm(loss, theta, (), (), alpha=ALPHA, steps=1, **options)
+    with pytest.raises(ValueError, match=r"theta\[0\] is the result of subtract.*theta, state = tm.stop_gradient"):
+        algorithm(loss, tm.solvers.sgd(theta, theta, lr=0.1)[0], support, query, alpha=ALPHA, steps=1, **options)
     with pytest.raises(TypeError, match=r"xs\[0\] is an array.*make it a Tensor"):
         algorithm(loss, [t.data for t in theta], support, query, alpha=ALPHA, steps=1, **options)

@@ -92,7 +92,7 @@ def test_bad_options_get_one_line_and_status_2(tmp_path):
 def test_training_stops_at_the_first_number_that_is_none(monkeypatch):
     monkeypatch.setitem(benchmark.METHODS["maml"].inner, "alpha", 1e20)
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="MAML, iteration 0: .*parameter 0"):
-        benchmark.train("maml", 5, 0)
+        benchmark.train("maml", 5, 1e-3, 0)
 
 
 def test_schedules():

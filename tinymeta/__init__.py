@@ -10,6 +10,7 @@ from .ops import (  # every op, its derivative beside it
     multiply, negative, not_equal, pad, power, relu, reshape, scatter, sigmoid, sign, sin, softmax, softplus, sqrt,
     squeeze, stack, subtract, sum, sum_to, swapaxes, tanh, transpose, where,
 )
+from .conv import average_pool, conv2d, global_average, max_pool, patches, unpatch  # one matrix product over patches
 from .calculus import hessian, hvp, jvp  # products with Jacobians and Hessians
 from .check import GradientError, KinkError, check_grads  # the proof
 from . import nn  # layers and losses

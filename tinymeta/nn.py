@@ -7,7 +7,8 @@ broadcast without complaint, and wrongly, when there are as many tasks as featur
 
 import numpy as np
 
-from .ops import equal, log_softmax, matmul, mean, relu, sum, where
+from .conv import conv2d, global_average, max_pool
+from .ops import equal, log_softmax, matmul, mean, power, relu, reshape, sum, where
 from .tensor import FLOATS, Tensor, describe
 
 
@@ -35,6 +36,57 @@ def mlp(params, x, activation=relu):
     for w_i, b_i in hidden:
         h = activation(matmul(h, w_i) + b_i)
     return matmul(h, w) + b
+
+
+# ---- convolutional networks ------------------------------------------------------------------------------------------
+
+
+def batch_norm(x, gain=None, bias=None, eps=1e-3):
+    """(x − μ) / √(σ² + ε), then times gain plus bias, if given: (..., n, features), the statistics over the n rows.
+
+    They are always those of the batch at hand, in training and at test: there are no running averages. What is
+    predicted for one row therefore depends on the others.
+    """
+    centred = x - mean(x, axis=-2, keepdims=True)
+    y = centred * power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
+    if gain is not None:
+        y = y * gain
+    return y if bias is None else y + bias
+
+
+def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, dtype=np.float32):
+    """Parameters of `convnet`: per block kernels (3, 3, in, filters), gain and bias (1, filters); then a linear head.
+
+    Kernels ~ N(0, 2 / inputs), gains 1, biases 0. A head of zeros makes every class equally likely before adaptation.
+    head_features: what reaches the head, `filters` by default (the spatial mean), or all pixels of the last block.
+    """
+    params = []
+    for _ in range(blocks):
+        w = rng.standard_normal((3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
+        params += [Tensor(a.astype(dtype)) for a in (w, np.ones((1, filters)), np.zeros((1, filters)))]
+        channels = filters
+    features = head_features or filters
+    w = rng.standard_normal((features, ways)) / np.sqrt(features)
+    return params + [Tensor(w.astype(dtype)), Tensor(np.zeros((1, ways), dtype))]
+
+
+def convnet(params, x, pool=False, flatten=False):
+    """Logits of images: (..., n, H, W, C) -> (..., n, ways), by blocks of convolution, batch norm and relu, and a head.
+
+    Each block halves the image: with stride 2, or with max pooling if `pool`. The head sees the mean over the last
+    block's pixels, or all of them if `flatten`.
+    """
+    *blocks, w, b = params
+    for kernels, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
+        y = conv2d(x, kernels, stride=1 if pool else 2)
+        rows = reshape(y, (*y.shape[:-4], -1, y.shape[-1]))
+        x = reshape(relu(batch_norm(rows, gain, bias)), y.shape)
+        x = max_pool(x) if pool else x
+    x = reshape(x, (*x.shape[:-3], -1)) if flatten else global_average(x)
+    return matmul(x, w) + b
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
 
 
 def mse(prediction, target):

@@ -5,7 +5,8 @@ like any other computation, and the outer one, where the caller cuts the graph b
 
     theta, state = stop_gradient(adam(theta, meta_grad, state, lr=beta))
 
-`state` is None at the first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
+Without that cut each θ would keep the graph of all updates before it, and memory would grow. `state` is None at the
+first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
 """
 
 from typing import NamedTuple

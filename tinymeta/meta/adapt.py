@@ -24,7 +24,7 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     batch(support, step): the data of that step, for inner minibatches; the whole support by default.
     rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
     """
-    theta = check_targets(theta)
+    theta = check_theta(theta)
     tasks = count_tasks(support)
     phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
     if not create_graph:
@@ -34,6 +34,18 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
         return task_losses(loss, phi, batch(support, step) if batch else support)
 
     return gradient_descent(support_loss, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
+
+
+def check_theta(theta):
+    """θ as a list of leaves. If the graph of its updates hung on it, an outer loop would never free any."""
+    theta = check_targets(theta)
+    for i, t in enumerate(theta):
+        if t.inputs:
+            raise ValueError(
+                f"theta[{i}] is the result of {t.op} and would keep all that it was computed from: cut it, and the"
+                " optimiser's state too, with theta, state = tm.stop_gradient((theta, state))"
+            )
+    return theta
 
 
 def task_losses(loss, phi, data):

@@ -1,3 +1,3 @@
 """Task distributions: meta-batches as arrays with the tasks on the first axis."""
 
-from . import sinusoid
+from . import sinusoid, episodes, glyphs, omniglot

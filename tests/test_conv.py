@@ -1,0 +1,185 @@
+"""Convolution and pooling against plain loops, and to third order; batch norm; the convolutional network."""
+
+import numpy as np
+import pytest
+
+import tinymeta as tm
+from tinymeta.conv import padding_of
+
+RNG = np.random.default_rng(0)
+
+
+def real(*shape):
+    return RNG.uniform(-1.5, 1.5, shape)
+
+
+def conv_by_loops(x, w, stride, before, after):
+    """The definition, one output element at a time: x (n, H, W, C), w (k, k, C, F)."""
+    n, height, width, _ = x.shape
+    k, f = w.shape[0], w.shape[3]
+    h, v = ((size + sum(around) - k) // stride + 1 for size, around in zip((height, width), zip(before, after)))
+    y = np.zeros((n, h, v, f))
+    for image, i, j, a, b in np.ndindex(n, h, v, k, k):
+        row, column = i * stride + a - before[0], j * stride + b - before[1]
+        if 0 <= row < height and 0 <= column < width:
+            y[image, i, j] += x[image, row, column] @ w[a, b]
+    return y
+
+
+CASES = [  # height, width, channels, filters, kernel, stride, padding
+    (5, 4, 2, 3, 3, 1, "same"),
+    (5, 4, 2, 3, 3, 2, "same"),
+    (4, 5, 1, 2, 3, 2, "valid"),
+    (6, 6, 2, 1, 2, 2, "same"),
+    (4, 4, 1, 2, 2, 3, "same"),
+    (4, 3, 2, 2, 3, 2, 2),
+    (3, 3, 1, 1, 1, 2, "same"),
+]
+
+
+@pytest.mark.parametrize("height, width, channels, filters, k, stride, padding", CASES)
+def test_conv2d_is_its_definition(height, width, channels, filters, k, stride, padding):
+    tasks, n = 2, 3
+    x, w = real(tasks, n, height, width, channels), real(tasks, k, k, channels, filters)
+    around = [padding_of(padding, size, k, stride) for size in (height, width)]
+    before, after = zip(*around)
+    expected = np.stack([conv_by_loops(x[t], w[t], stride, before, after) for t in range(tasks)])
+    np.testing.assert_allclose(tm.conv2d(x, w, stride, padding).data, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(tm.conv2d(x[0], w[0], stride, padding).data, expected[0], rtol=1e-12, atol=1e-12)
+    if padding == "same":
+        assert expected.shape[2:4] == (-(-height // stride), -(-width // stride))
+
+
+def test_same_padding_puts_the_odd_pixel_at_the_end():
+    assert padding_of("same", 28, 3, 2) == (0, 1) and padding_of("same", 7, 3, 2) == (1, 1)
+    assert padding_of("same", 14, 3, 1) == (1, 1) and padding_of("same", 4, 1, 2) == (0, 0)
+
+
+@pytest.mark.parametrize("height, width, channels, filters, k, stride, padding", CASES[:6])
+def test_conv2d_to_third_order(height, width, channels, filters, k, stride, padding):
+    x, w = real(1, height, width, channels), real(k, k, channels, filters)
+    tm.check_grads(lambda x, w: tm.conv2d(x, w, stride, padding), [x, w], order=2)
+    tm.check_grads(lambda x, w: tm.sin(tm.sum(tm.conv2d(x, w, stride, padding), axis=(0, 1, 2))), [x, w], order=3)
+
+
+def test_conv2d_with_a_kernel_per_task():
+    x, w = real(2, 1, 3, 3, 2), real(2, 2, 2, 2, 1)
+    tm.check_grads(lambda x, w: tm.tanh(tm.conv2d(x, w, 1)), [x, w], order=2)
+    shared = tm.conv2d(x, w[0])
+    np.testing.assert_allclose(shared.data[1], tm.conv2d(x[1], w[0]).data, rtol=1e-13)
+
+
+@pytest.mark.parametrize("size, stride", [(2, 1), (2, 2), (3, 2), (2, 3), (1, 1)])
+def test_patches_and_unpatch(size, stride):
+    """y[i, j, u, v] = x[s i + u, s j + v]; ⟨patches(x), y⟩ = ⟨x, unpatch(y)⟩; both to third order."""
+    x = real(2, 5, 4, 2)
+    p = tm.patches(x, size, stride).data
+    for i, j, u, v in np.ndindex(*p.shape[1:5]):
+        np.testing.assert_array_equal(p[:, i, j, u, v], x[:, i * stride + u, j * stride + v])
+    y = real(*p.shape)
+    assert (p * y).sum() == pytest.approx((x * tm.unpatch(y, x.shape, stride).data).sum())
+    tm.check_grads(lambda x: tm.sin(tm.patches(x, size, stride)), [x[:1, :3, :3]], order=3)
+    y = real(*tm.patches(x[:1, :3, :3, :1], size, stride).shape)
+    tm.check_grads(lambda y: tm.sin(tm.unpatch(y, (1, 3, 3, 1), stride)), [y], order=3)
+
+
+@pytest.mark.parametrize("size, stride", [(2, None), (2, 1), (3, 2)])
+def test_pooling(size, stride):
+    x = RNG.permutation(np.linspace(-1, 1, 2 * 5 * 4 * 2)).reshape(2, 5, 4, 2)  # no ties
+    s = stride or size
+    windows = [
+        [x[:, i : i + size, j : j + size] for j in range(0, 4 - size + 1, s)] for i in range(0, 5 - size + 1, s)
+    ]
+    for pool, reduce in [(tm.max_pool, np.max), (tm.average_pool, np.mean)]:
+        expected = np.stack([np.stack([reduce(w, axis=(1, 2)) for w in row], 1) for row in windows], 1)
+        np.testing.assert_allclose(pool(x, size, stride).data, expected, rtol=1e-13)
+        tm.check_grads(lambda x, pool=pool: tm.sin(pool(x, size, stride)), [x[:1, :3, :3]], order=3)
+    np.testing.assert_allclose(tm.global_average(x).data, x.mean((1, 2)), rtol=1e-13)
+    tm.check_grads(lambda x: tm.sin(tm.global_average(x)), [x], order=2)
+
+
+def test_overlapping_windows_add_up():
+    """A pixel in four windows gets four shares: assigning instead of adding would lose three."""
+    x = tm.Tensor(np.ones((3, 3, 1)))
+    (g,) = tm.vjp(tm.average_pool(x, 2, 1), [x], np.ones((2, 2, 1)))
+    np.testing.assert_array_equal(g.data[..., 0], np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4)
+
+
+def test_bad_input():
+    x, w = np.ones((1, 4, 4, 2)), np.ones((3, 3, 2, 1))
+    for images, kernels in [(x[0], w), (x, w[0]), (x, w[:2]), (x, w[:, :, :1])]:
+        with pytest.raises(ValueError, match="images are .* kernels"):
+            tm.conv2d(images, kernels)
+    with pytest.raises(ValueError, match="padding is 'same', 'valid' or a number"):
+        tm.conv2d(x, w, padding=-1)
+    for options in [(5, 1), (0, 1), (2, 0)]:
+        with pytest.raises(ValueError, match="patches of size"):
+            tm.patches(x, *options)
+    with pytest.raises(ValueError, match="unpatch"):
+        tm.unpatch(np.ones((1, 2, 2, 3, 3, 1)), (1, 3, 3, 1))
+
+
+# ---- batch norm ------------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm():
+    x, gain, bias = real(2, 6, 3), real(1, 3), real(1, 3)
+    y = tm.nn.batch_norm(x, eps=0.0).data
+    np.testing.assert_allclose(y.mean(1), 0, atol=1e-12)
+    np.testing.assert_allclose(y.var(1), 1, rtol=1e-12)
+    expected = gain * (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-3) + bias
+    np.testing.assert_allclose(tm.nn.batch_norm(x, gain, bias).data, expected, rtol=1e-12)
+    tm.check_grads(lambda x: tm.nn.batch_norm(x), [real(4, 2)], order=3)
+    tm.check_grads(lambda x, g, b: tm.tanh(tm.nn.batch_norm(x, g, b)), [real(2, 3, 2), real(2, 1, 2), real(1, 2)], order=2)
+
+
+def test_batch_norm_is_finite_on_equal_rows_and_dead_units():
+    x = tm.Tensor(np.zeros((4, 2)) + np.array([0.0, 1e4]))
+    y = tm.sum(tm.nn.batch_norm(x) ** 2)
+    (g,) = tm.grad(y, [x], create_graph=True)
+    (gg,) = tm.grad(tm.sum(g * g), [x])
+    assert all(np.isfinite(t.data).all() for t in (y, g, gg))
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool, flatten, size", [(False, False, 9), (True, False, 8), (False, True, 9)])
+def test_convnet_shapes_and_stacking(pool, flatten, size):
+    """A stack of networks on a stack of tasks is each network on its task."""
+    blocks, filters, ways, n = 2, 3, 4, 5
+    features = 3 * 3 * filters if flatten else None
+    nets = [tm.nn.init_convnet(np.random.default_rng(i), ways, filters, blocks, head_features=features, dtype=np.float64) for i in range(2)]
+    x = real(2, n, size, size, 1)
+    stacked = [tm.stack(ps) for ps in zip(*nets)]
+    together = tm.nn.convnet(stacked, x, pool, flatten)
+    assert together.shape == (2, n, ways)
+    for i in range(2):
+        np.testing.assert_allclose(together.data[i], tm.nn.convnet(nets[i], x[i], pool, flatten).data, rtol=1e-10)
+
+
+def test_the_papers_network_has_its_number_of_parameters():
+    """Four blocks of 64 filters on 28 × 28: 111,168 kernel weights, 512 of batch norm, 325 in the head."""
+    params = tm.nn.init_convnet(np.random.default_rng(0), 5)
+    assert sum(p.size for p in params[:-2:3]) == 576 + 3 * 36_864
+    assert sum(p.size for p in params) == 576 + 3 * 36_864 + 512 + 325
+    assert tm.nn.convnet(params, np.zeros((5, 28, 28, 1), np.float32)).shape == (5, 5)
+    flat = tm.nn.init_convnet(np.random.default_rng(0), 5, head_features=256)
+    assert tm.nn.convnet(flat, np.zeros((5, 28, 28, 1), np.float32), flatten=True).dtype == np.float32
+
+
+def test_maml_through_a_convnet_is_the_finite_difference():
+    from regression import assert_close, finite_difference
+
+    theta = tm.nn.init_convnet(np.random.default_rng(0), 2, filters=2, blocks=2, dtype=np.float64)
+    images, labels = real(2, 4, 5, 5, 1), np.array([[0, 1, 1, 0], [1, 0, 1, 0]])
+    support, query = (images[:, :2], labels[:, :2]), (images[:, 2:], labels[:, 2:])
+
+    def loss(phi, data):
+        return tm.nn.cross_entropy(tm.nn.convnet(phi, data[0]), data[1])
+
+    def adapted_loss(theta):
+        return tm.mean(loss(tm.meta.adapt(loss, theta, support, alpha=0.4, steps=2), query)).item()
+
+    _, meta_grad = tm.meta.maml(loss, theta, support, query, alpha=0.4, steps=2)
+    assert_close(meta_grad, finite_difference(adapted_loss, theta), rtol=1e-5)

@@ -1,0 +1,108 @@
+"""Convolution and pooling: a convolution is one batched matrix product over patches.
+
+    x (..., n, H, W, C)    images, channels last
+    w (..., k, k, C, F)    F kernels of k × k; axes before, such as tasks, broadcast
+    y (..., n, h, w, F)    y[i, j, f] = Σ_{u,v,c} x[s i + u − p, s j + v − p, c] w[u, v, c, f],   stride s, padding p
+
+`patches` cuts images into the windows under the kernel; `unpatch`, its adjoint, adds windows back into images where
+they overlap. Each is the other's pullback. Convolution and pooling are made of them and of ops that can be
+differentiated any number of times, so they can be too, and have no derivative of their own.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from .ops import matmul, max, mean, pad, reshape
+from .tensor import Tensor, apply
+
+
+def patches(x, size, stride=1):
+    """y[i, j, u, v] = x[s i + u, s j + v]        x̄ = unpatch(ȳ):  (..., H, W, C) -> (..., h, w, size, size, C)"""
+    x = Tensor(x)
+    if x.ndim < 3 or not 0 < size <= x.shape[-3] or size > x.shape[-2] or stride < 1:
+        raise ValueError(
+            f"patches of size {size}, stride {stride}, of shape {x.shape}: x is (..., H, W, C), no smaller than a patch"
+        )
+    pullbacks = (lambda y, y_bar: unpatch(y_bar, x.shape, stride),)
+    return apply(partial(_patches, size=size, stride=stride), x, pullbacks=pullbacks)
+
+
+def _patches(x, size, stride, out=None):
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(-3, -2))  # (..., H', W', C, size, size)
+    windows = np.moveaxis(windows[..., ::stride, ::stride, :, :, :], -3, -1)
+    if out is None:
+        return np.ascontiguousarray(windows)
+    np.copyto(out, windows)
+    return out
+
+
+def unpatch(y, shape, stride=1):
+    """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
+    y, shape = Tensor(y), tuple(shape)
+    h, w, size = y.shape[-5:-2]
+    if y.shape[:-5] != shape[:-3] or any(s < (n - 1) * stride + size for s, n in zip(shape[-3:-1], (h, w))):
+        raise ValueError(f"unpatch of shape {y.shape}, stride {stride}: these windows don't lie within shape {shape}")
+    pullbacks = (lambda x, x_bar: patches(x_bar, size, stride),)
+    return apply(partial(_unpatch, shape=shape, stride=stride), y, pullbacks=pullbacks)
+
+
+def _unpatch(y, shape, stride, out=None):
+    x = np.empty(shape, y.dtype) if out is None else out
+    x[...] = 0
+    h, w, size = y.shape[-5:-2]
+    for u in range(size):
+        for v in range(size):
+            x[..., u : u + stride * h : stride, v : v + stride * w : stride, :] += y[..., u, v, :]
+    return x
+
+
+def conv2d(x, w, stride=1, padding="same"):
+    """y as above: x (..., n, H, W, C), w (..., k, k, C, F) -> (..., n, h, w, F).
+
+    padding: "valid", none; an integer, on every side; or "same", so that h = ⌈H / s⌉ with the odd pixel at the end.
+    """
+    x, w = Tensor(x), Tensor(w)
+    if x.ndim < 4 or w.ndim < 4 or w.shape[-4] != w.shape[-3] or x.shape[-1] != w.shape[-2]:
+        raise ValueError(
+            f"conv2d of images {x.shape} with kernels {w.shape}: images are (..., n, H, W, C), kernels (..., k, k, C,"
+            " F) with the same C"
+        )
+    k, _, c, f = w.shape[-4:]
+    height, width = x.shape[-3:-1]
+    around = padding_of(padding, height, k, stride), padding_of(padding, width, k, stride)
+    if any(map(any, around)):
+        x = pad(x, ((0, 0),) * (x.ndim - 3) + around + ((0, 0),))
+    p = patches(x, k, stride)  # (..., n, h, w, k, k, C)
+    n, h, w_out = p.shape[-6:-3]
+    rows = reshape(p, (*p.shape[:-6], n * h * w_out, k * k * c))
+    y = matmul(rows, reshape(w, (*w.shape[:-4], k * k * c, f)))
+    return reshape(y, (*y.shape[:-2], n, h, w_out, f))
+
+
+def padding_of(padding, size, kernel, stride):
+    """Zeros (before, after) along an axis."""
+    if padding == "valid":
+        return 0, 0
+    if padding == "same":
+        total = (-(-size // stride) - 1) * stride + kernel - size
+        total = total if total > 0 else 0
+        return total // 2, total - total // 2
+    if isinstance(padding, int) and padding >= 0:
+        return padding, padding
+    raise ValueError(f"padding is 'same', 'valid' or a number of pixels, got {padding!r}")
+
+
+def max_pool(x, size=2, stride=None):
+    """The largest of each window: (..., H, W, C) -> (..., h, w, C). stride: `size` by default; windows may overlap."""
+    return max(patches(x, size, stride or size), axis=(-3, -2))
+
+
+def average_pool(x, size=2, stride=None):
+    """The mean of each window, as `max_pool`."""
+    return mean(patches(x, size, stride or size), axis=(-3, -2))
+
+
+def global_average(x):
+    """The mean over all pixels: (..., H, W, C) -> (..., C)."""
+    return mean(x, axis=(-3, -2))
