@@ -55,7 +55,7 @@ METHODS = {
     "maml": Method("MAML", tm.meta.maml, MAML, (14_000, 1e-3)),
     "fomaml": Method("FO-MAML", tm.meta.fomaml, MAML, (14_000, 1e-3)),
     "reptile": Method("Reptile", tm.meta.reptile, REPTILE, (8_000, 1.0), full=(70_000, 0.1), outer=tm.solvers.sgd),
-    "imaml": Method("iMAML", tm.meta.imaml, IMAML, (1_500, 1e-3), full=(4_000, 1e-3)),  # each costs ten of MAML's
+    "imaml": Method("iMAML", tm.meta.imaml, IMAML, (2_200, 1e-3), full=(4_000, 1e-3)),  # each costs ten of MAML's
     "pretrained": Method("pretrained", tm.meta.fomaml, NONE, (6_000, 1e-3)),
     "random": Method("random weights", tm.meta.fomaml, NONE, (0, 0.0), full=(0, 0.0)),
 }
