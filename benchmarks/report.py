@@ -55,9 +55,8 @@ def require_finite(name, iteration, loss, params):
     """Raise FloatingPointError at the first loss or parameter that is not finite."""
     bad = [f"parameter {i}" for i, p in enumerate(params) if not np.isfinite(p.data).all()]
     if bad or not np.isfinite(loss.data):
-        raise FloatingPointError(
-            f"{name}, iteration {iteration}: the loss is {loss.item()}; not finite: {', '.join(bad)}"
-        )
+        bad = ", ".join(bad or ["none of the parameters"])
+        raise FloatingPointError(f"{name}, iteration {iteration}: the loss is {loss.item()}; not finite: {bad}")
 
 
 def write_json(path, figures, settings, seconds):
@@ -68,10 +67,10 @@ def write_json(path, figures, settings, seconds):
             versions[package] = __import__(package).__version__
         except ImportError:
             pass
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     record = {
-        "command": f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:])}".strip(),
-        "commit": git.stdout.strip() or "unknown",
+        "command": " ".join(["python -m", spec.name, *sys.argv[1:]] if spec else sys.argv),
+        "commit": commit(),
         "settings": settings,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **versions},
         "seconds": round(seconds),
@@ -79,6 +78,15 @@ def write_json(path, figures, settings, seconds):
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def commit():
+    """The commit that ran, marked if files were changed since."""
+    try:
+        git = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def processor():

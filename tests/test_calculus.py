@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 
 import tinymeta as tm
 
@@ -63,6 +64,17 @@ def test_hvp_is_the_hessian_times_v():
 
 def test_hvp_can_be_differentiated():
     tm.check_grads(lambda x, v: tm.hvp(lambda x: tm.sum(x**4), [x], [v], create_graph=True)[0], [np.ones(3), A[0, :3]])
+
+
+def test_bad_directions_and_outputs():
+    x = tm.Tensor(np.ones(3))
+    with pytest.raises(TypeError, match="jvp: f returns one Tensor, got a list"):
+        tm.jvp(lambda x: [x, x], [x], [np.ones(3)])
+    for directions in ([np.ones(2)], []):
+        with pytest.raises(ValueError, match="one direction for each x, of its shape"):
+            tm.jvp(tm.sin, [x], directions)
+        with pytest.raises(ValueError, match="one direction for each x, of its shape"):
+            tm.hvp(lambda x: tm.sum(x**3), [x], directions)
 
 
 def test_hvp_of_a_linear_function_is_zero():

@@ -87,8 +87,9 @@ def test_a_kink_is_called_a_kink(f, x):
 
 
 def test_a_branch_on_a_value_is_called_that():
-    with pytest.raises(tm.KinkError, match="branches on a value"):
-        tm.check_grads(lambda x: 2 * x if x.item() > 1 else tm.sin(x) * 3, [np.array(1.0)])
+    for f in (lambda x: 2 * x if x.item() > 1 else tm.sin(x) * 3, lambda x: 2 * x if x.item() > 1 else 3 * x):
+        with pytest.raises(tm.KinkError, match="branches on a value"):
+            tm.check_grads(f, [np.array(1.0)])
 
 
 def test_a_wrong_gradient_next_to_a_mask_is_not_excused_as_a_kink():
@@ -101,9 +102,67 @@ def test_steep_functions_are_not_blamed():
     tm.check_grads(lambda x: tm.sin(40 * x**3), [np.array([0.5, 2.0, 3.0])], order=3)
 
 
-def test_nan_is_an_error():
-    with np.errstate(invalid="ignore"), pytest.raises(tm.GradientError, match="nan"):
+def test_a_function_that_is_not_finite_or_not_a_function():
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="nothing finite.*nan"):
         tm.check_grads(tm.sqrt, [np.array([-1.0, 1.0])])
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="does it draw random numbers"):
+        tm.check_grads(lambda x: x * rng.random(), [X])
+
+
+def test_an_infinite_gradient_hides_no_others():
+    def op(x):
+        return apply(np.sin, x, pullbacks=(lambda y, g: g * tm.cos(x) * np.array([np.inf, 7.0, 7.0]),))
+
+    with pytest.raises(tm.GradientError, match="analytic inf"):
+        tm.check_grads(op, [np.array([0.3, 0.5, 0.7])], order=1)
+
+
+def wrong_sin(x, factor=1.1):
+    return apply(np.sin, x, pullbacks=(lambda y, g: factor * g * tm.cos(x),))
+
+
+RIGHT = {  # derivatives that vanish by cancellation, or where the step must suit the scale
+    "sum of softmax": (lambda x: tm.sum(tm.softmax(x)), [X]),
+    "x / x": (lambda x: x / x, [Y]),
+    "sin² + cos²": (lambda x: tm.sin(x) ** 2 + tm.cos(x) ** 2, [X]),
+    "norm of a unit vector": (lambda x: tm.sum((x / tm.sqrt(tm.sum(x * x))) ** 2), [X]),
+    "sum of normalised": (lambda x: tm.sum((x - tm.mean(x)) / tm.sqrt(tm.mean((x - tm.mean(x)) ** 2))), [X]),
+    "(x + 1)(x − 1) − x² + 1": (lambda x: (x + 1) * (x - 1) - x * x + 1, [X]),
+    "log of little": (tm.log, [np.array(1e-4)]),
+    "inverse of little": (lambda x: 1 / x, [np.array(1e-4)]),
+    "sin of much": (tm.sin, [np.array(1e5)]),
+    "fast": (lambda x: tm.sin(1e4 * x), [np.array(0.3)]),
+}
+
+
+@pytest.mark.parametrize("f, xs", RIGHT.values(), ids=RIGHT)
+def test_right_derivatives_pass(f, xs):
+    tm.check_grads(f, xs)
+
+
+BLAMED = {  # the wrong op among innocent ones that are hard to check
+    "after a log of little": lambda x: wrong_sin(tm.log(x * x * 1e-5)),
+    "after a tie": lambda x: wrong_sin(tm.max(tm.stack([x, x, x]), axis=0)),
+    "under a large value": lambda x: wrong_sin(x, 2.0) + 1e6,
+    "behind a mask that matters not": lambda x: tm.where(x > 0.3, wrong_sin(x), wrong_sin(x)),
+    "beside a kink": lambda x: tm.relu(x - 0.3) * 1000 + wrong_sin(x),
+}
+
+
+@pytest.mark.parametrize("f", BLAMED.values(), ids=BLAMED)
+def test_the_wrong_op_is_blamed(f):
+    with pytest.raises(tm.GradientError, match="first wrong op: 'sin'") as e:
+        tm.check_grads(f, [X])
+    assert not isinstance(e.value, tm.KinkError)
+
+
+def test_bad_arguments():
+    for xs, order in [(X, 1), ([X], 0), (tm.Tensor(X), 2)]:
+        with pytest.raises(ValueError, match="a list of inputs and an order of 1 or more"):
+            tm.check_grads(tm.sin, xs, order=order)
+    with pytest.raises(ValueError, match="nothing finite"):
+        tm.check_grads(lambda x: [], [X])
 
 
 @pytest.mark.parametrize("x", [np.ones(2, np.float32), np.ones(2, int)])

@@ -87,9 +87,7 @@ def test_patches_and_unpatch(size, stride):
 def test_pooling(size, stride):
     x = RNG.permutation(np.linspace(-1, 1, 2 * 5 * 4 * 2)).reshape(2, 5, 4, 2)  # no ties
     s = stride or size
-    windows = [
-        [x[:, i : i + size, j : j + size] for j in range(0, 4 - size + 1, s)] for i in range(0, 5 - size + 1, s)
-    ]
+    windows = [[x[:, i : i + size, j : j + size] for j in range(0, 4 - size + 1, s)] for i in range(0, 5 - size + 1, s)]
     for pool, reduce in [(tm.max_pool, np.max), (tm.average_pool, np.mean)]:
         expected = np.stack([np.stack([reduce(w, axis=(1, 2)) for w in row], 1) for row in windows], 1)
         np.testing.assert_allclose(pool(x, size, stride).data, expected, rtol=1e-13)
@@ -130,7 +128,9 @@ def test_batch_norm():
     expected = gain * (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-3) + bias
     np.testing.assert_allclose(tm.nn.batch_norm(x, gain, bias).data, expected, rtol=1e-12)
     tm.check_grads(lambda x: tm.nn.batch_norm(x), [real(4, 2)], order=3)
-    tm.check_grads(lambda x, g, b: tm.tanh(tm.nn.batch_norm(x, g, b)), [real(2, 3, 2), real(2, 1, 2), real(1, 2)], order=2)
+    tm.check_grads(
+        lambda x, g, b: tm.tanh(tm.nn.batch_norm(x, g, b)), [real(2, 3, 2), real(2, 1, 2), real(1, 2)], order=2
+    )
 
 
 def test_batch_norm_is_finite_on_equal_rows_and_dead_units():
@@ -149,7 +149,10 @@ def test_convnet_shapes_and_stacking(pool, flatten, size):
     """A stack of networks on a stack of tasks is each network on its task."""
     blocks, filters, ways, n = 2, 3, 4, 5
     features = 3 * 3 * filters if flatten else None
-    nets = [tm.nn.init_convnet(np.random.default_rng(i), ways, filters, blocks, head_features=features, dtype=np.float64) for i in range(2)]
+    nets = [
+        tm.nn.init_convnet(np.random.default_rng(i), ways, filters, blocks, head_features=features, dtype=np.float64)
+        for i in range(2)
+    ]
     x = real(2, n, size, size, 1)
     stacked = [tm.stack(ps) for ps in zip(*nets)]
     together = tm.nn.convnet(stacked, x, pool, flatten)

@@ -61,7 +61,7 @@ def test_it_is_the_finite_difference_through_a_solved_inner_problem():
 
 
 def test_it_does_not_depend_on_how_the_inner_problem_was_solved():
-    """Gradient descent at two step sizes, Nesterov and Adam, with 0 to do with CG."""
+    """Gradient descent at two step sizes, Nesterov's method and momentum, each run to convergence."""
     theta, support, query = problem()
     exact = flat(tm.meta.implicit_gradient(loss, solve(theta, support), support, query, lam=LAM, cg_steps=60)[1])
     for rule, alpha, steps in [
@@ -122,6 +122,26 @@ def test_a_large_lam_tends_to_first_order_maml_and_a_small_one_does_not():
             np.abs(flat(tm.meta.implicit_gradient(loss, phi, support, query, lam=lam, cg_steps=40)[1]) - first).max()
         )
     assert gaps[0] > 50 * gaps[1] > 2500 * gaps[2]
+
+
+def test_phi_may_be_arrays_from_any_solver_and_tol_ends_cg():
+    theta, support, query = problem()
+    phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=3)
+    options = {"lam": LAM, "cg_steps": 40, "report": True}
+    *_, exact = tm.meta.implicit_gradient(loss, [p.data for p in phi], support, query, **options)
+    *_, rough = tm.meta.implicit_gradient(loss, phi, support, query, tol=0.3, **options)
+    assert (rough.iterations.data < exact.iterations.data).all()
+    assert (rough.residual.data > 1e-6).any() and (exact.residual.data < 1e-8).all()
+
+
+def test_a_loss_that_is_no_number_per_task_is_named_before_the_pull_hides_it():
+    theta, support, query = problem()
+
+    def mean_loss(phi, data):
+        return tm.mean(loss(phi, data))
+
+    with pytest.raises(ValueError, match="mean_loss returned"):
+        tm.meta.adapt(proximal(mean_loss, theta, LAM), theta, support, alpha=0.05, steps=1)
 
 
 def test_the_report():

@@ -204,8 +204,55 @@ def test_inner_minibatches(algorithm, options):
     assert seen == [0, 1, 2] and not np.allclose(flat(whole[1]), flat(parts[1]))
 
 
+@each_algorithm
+def test_the_update_rule_is_an_option_that_works(algorithm, options):
+    """Another rule leads elsewhere: to the query loss at the φ that `adapt` finds with it."""
+    theta, support, query = problem()
+    inner = {"alpha": 0.02, "steps": 3, "rule": tm.solvers.adam}
+    adam, *_ = algorithm(loss, theta, support, query, **inner, **options)
+    sgd, *_ = algorithm(loss, theta, support, query, alpha=0.02, steps=3, **options)
+    objective = tm.meta.proximal(loss, theta, options["lam"]) if "lam" in options else loss
+    expected = loss(tm.meta.adapt(objective, theta, support, **inner), query).data.mean()
+    assert adam.item() == pytest.approx(expected, rel=1e-12) and adam.item() != pytest.approx(sgd.item(), rel=1e-3)
+
+
+@each_algorithm
+def test_theta_may_be_any_iterable_and_hold_a_tensor_twice(algorithm, options):
+    theta, support, query = problem()
+    _, expected, *_ = algorithm(loss, theta, support, query, alpha=ALPHA, steps=2, **options)
+    _, meta_grad, *_ = algorithm(loss, (t for t in theta), support, query, alpha=ALPHA, steps=2, **options)
+    np.testing.assert_array_equal(flat(meta_grad), flat(expected))
+
+    def two(phi, data):  # reads two parameters, here the same Tensor given twice
+        return tm.nn.mse(data[0] * phi[0] + 2 * phi[1], data[1])
+
+    w = tm.Tensor(np.ones((1, 1)))
+    tied = algorithm(two, [w, w], support, query, alpha=ALPHA, steps=1, **options)[1]
+    apart = algorithm(two, [w, tm.Tensor(w.data.copy())], support, query, alpha=ALPHA, steps=1, **options)[1]
+    np.testing.assert_allclose(flat(tied), flat(apart), rtol=1e-13)
+
+
+def test_maml_through_adam_with_a_gradient_that_is_exactly_zero():
+    """A unit that is dead on the support has a second moment of 0; the meta-gradient is finite and right."""
+    theta, support, query = problem()
+    dead = [t.data.copy() for t in theta]
+    dead[2][0] = 0  # what the first unit says is ignored,
+    dead[0][:, 0] = dead[1][:, 0] = 0  # and it says tanh 0 = 0: no gradient reaches its weights
+    theta = [tm.Tensor(t) for t in dead]
+    options = {"alpha": 0.01, "steps": 2, "rule": lambda *a, **k: tm.solvers.adam(*a, eps=1e-2, **k)}
+
+    def adapted_loss(theta):
+        return tm.mean(loss(tm.meta.adapt(loss, theta, support, **options), query)).item()
+
+    _, meta_grad = tm.meta.maml(loss, theta, support, query, **options)
+    assert np.isfinite(flat(meta_grad)).all()
+    assert_close(meta_grad, finite_difference(adapted_loss, theta), rtol=1e-6)
+    _, meta_grad = tm.meta.maml(loss, theta, support, query, alpha=0.01, steps=2, rule=tm.solvers.adam)
+    assert np.isfinite(flat(meta_grad)).all()
+
+
 def memory(algorithm, options, steps):
-    theta, support, query = problem(points=200)
+    theta, support, query = problem(points=2000)
     gc.collect()
     tracemalloc.start()
     algorithm(loss, theta, support, query, alpha=0.01, steps=steps, **options)
@@ -273,5 +320,11 @@ def test_wrong_losses_and_data_are_refused_by_name(algorithm, options):
         algorithm(loss, theta, (), (), alpha=ALPHA, steps=1, **options)
     with pytest.raises(ValueError, match=r"theta\[0\] is the result of subtract.*theta, state = tm.stop_gradient"):
         algorithm(loss, tm.solvers.sgd(theta, theta, lr=0.1)[0], support, query, alpha=ALPHA, steps=1, **options)
-    with pytest.raises(TypeError, match=r"xs\[0\] is an array.*make it a Tensor"):
+    with pytest.raises(ValueError, match="first axis; found.*0-d|first axis; found an array of float64, shape \\(\\)"):
+        algorithm(loss, theta, (np.array(1.0), support[1]), query, alpha=ALPHA, steps=1, **options)
+    with pytest.raises(TypeError, match=r"theta\[0\] is an array.*Tensors of floats"):
         algorithm(loss, [t.data for t in theta], support, query, alpha=ALPHA, steps=1, **options)
+    with pytest.raises(ValueError, match="theta is empty"):
+        algorithm(loss, [], support, query, alpha=ALPHA, steps=1, **options)
+    with pytest.raises(ValueError, match="steps must be 0 or more"):
+        algorithm(loss, theta, support, query, alpha=ALPHA, steps=-1, **options)

@@ -85,6 +85,33 @@ def test_cross_entropy_is_finite_at_huge_logits_and_its_hessian_is_the_known_one
             np.testing.assert_allclose(h, np.diag(p) - np.outer(p, p), atol=1e-14)
 
 
+def test_losses_and_networks_are_finite_at_awkward_points():
+    """Zero weights, zero inputs, equal rows, huge values: values, gradients and Hessian-vector products."""
+    labels, target = np.array([0, 1, 2]), np.zeros((3, 3))
+    for scale in (0.0, 1.0, 1e4):
+        for x in (np.zeros((3, 4)), np.ones((3, 4)), 1e4 * np.eye(3, 4)):
+            theta = [scale * t.data for t in tm.nn.init_mlp(np.random.default_rng(0), (4, 5, 3), np.float64)]
+            for loss in (lambda y: tm.nn.cross_entropy(y, labels), lambda y: tm.nn.mse(y, target)):
+
+                def f(*theta, x=x, loss=loss):
+                    return loss(tm.nn.mlp(theta, x))
+
+                xs = [tm.Tensor(t) for t in theta]
+                found = [f(*xs), *tm.grad(f(*xs), xs), *tm.hvp(f, xs, [np.ones(t.shape) for t in theta])]
+                assert all(np.isfinite(t.data).all() for t in found)
+
+
+def test_every_layer_and_solver_is_known_to_the_tests():
+    """A new one fails here until its derivatives are checked, in this file, test_conv.py or test_solvers.py."""
+
+    def own(module):
+        return {name for name, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
+
+    assert own(tm.nn) == {"init_mlp", "mlp", "batch_norm", "init_convnet", "convnet", "mse", "cross_entropy"}
+    rules = {"sgd", "momentum", "nesterov", "adam", "step"}
+    assert own(tm.solvers) == rules | {"gradient_descent", "dot", "cg", "Solution", "per_task"}
+
+
 def test_bad_input():
     x = np.zeros((2, 3))
     for labels in (np.zeros(2), np.zeros((2, 1), int), np.zeros(3, int), np.zeros(2, bool)):

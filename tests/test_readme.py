@@ -41,4 +41,4 @@ def test_linked_files_exist(path):
 
 def test_the_engine_stays_small():
     lines = sum(len((ROOT / f"tinymeta/{name}.py").read_text().splitlines()) for name in ("tensor", "ops", "calculus"))
-    assert lines < 800
+    assert lines < 900

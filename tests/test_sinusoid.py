@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinymeta as tm
 from benchmarks import report
 from benchmarks import sinusoid as benchmark
 from tinymeta.tasks import sinusoid
@@ -81,6 +82,39 @@ def test_pictures_are_drawn(tmp_path):
     result = run(tmp_path, "--iterations", "2", "--methods", "reptile", "pretrained")
     assert result.returncode == 0, result.stderr
     assert {p.name for p in tmp_path.glob("*.png")} == {"sinusoid_fits.png", "sinusoid_steps.png"}
+
+
+def test_errors_of_a_network_that_says_zero():
+    """Before any step the error is the mean of the wave's square on the grid; one step moves the last bias alone."""
+    theta = [
+        tm.Tensor(np.zeros(t.shape, np.float32)) for t in tm.nn.init_mlp(np.random.default_rng(0), benchmark.SIZES)
+    ]
+    waves, (x, y) = sinusoid.test_tasks(3, 4, 5)
+    e = benchmark.errors("maml", theta, waves, (x, y), alpha=0.1, steps=[0, 1])
+    grid = np.linspace(-5, 5, 100)[:, None]
+    truth = waves.amplitude * np.sin(grid - waves.phase)
+    np.testing.assert_allclose(e[0], (truth**2).mean((1, 2)), rtol=1e-5)
+    bias = 0.1 * 2 * y.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(e[1], ((truth - bias) ** 2).mean((1, 2)), rtol=1e-4)
+
+
+def test_evaluation_is_what_its_words_say(monkeypatch):
+    e = np.zeros((11, 4))
+    e[0], e[10] = [1.0, 1.0, 1.0, 1.0], [0.5, 0.25, 3.0, 0.25]
+    monkeypatch.setattr(benchmark, "errors", lambda *args, **options: e)
+    result = benchmark.evaluate("maml", None, 0.01, tasks=4)[5]
+    assert result["mean"][10] == 1.0 and result["median"][10] == 0.375 and result["largest"][10] == 3.0
+    assert result["half_width"][10] == pytest.approx(1.96 * e[10].std() / 2) and result["half_width"][0] == 0
+    assert result["worse"] == 0.25 and result["tasks"] == 4
+
+
+def test_a_baseline_takes_the_step_that_is_best_on_validation_tasks(monkeypatch):
+    scores = dict(zip(benchmark.ALPHAS, [3.0, 2.0, 1.0, np.nan, np.inf]))
+    seeds = []
+    monkeypatch.setattr(benchmark, "errors", lambda name, theta, w, s, alpha, steps: np.array([[scores[alpha]]]))
+    monkeypatch.setattr(sinusoid, "test_tasks", lambda seed, *args: seeds.append(seed) or (None, None))
+    assert benchmark.tuned_alpha("random", None) == 0.01 and seeds == [benchmark.VALIDATION_SEED]
+    assert benchmark.VALIDATION_SEED != benchmark.TEST_SEED
 
 
 def test_bad_options_get_one_line_and_status_2(tmp_path):

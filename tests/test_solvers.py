@@ -91,8 +91,17 @@ def test_a_zero_gradient_gives_finite_steps_of_every_order(rule, dtype):
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_shapes_must_agree(rule):
-    with pytest.raises(ValueError, match=r"parameter 0 has shape \(1, 4\), its gradient \(4, 4\)"):
-        rule([tm.Tensor(np.ones((1, 4)))], [tm.Tensor(np.ones((4, 4)))], None, lr=0.1)
+    row, square = tm.Tensor(np.ones((1, 4))), tm.Tensor(np.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"parameter 0 of shape \(1, 4\) would become \(4, 4\)"):
+        rule([row], [square], None, lr=0.1)
+    with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
+        rule([row], [row], None, lr=np.full((4, 1), 0.1))
+    if rule is not tm.solvers.sgd:
+        _, state = rule([square], [square], None, lr=0.1)
+        with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
+            rule([row], [row], state, lr=0.1)
+        with pytest.raises(ValueError, match="shorter|longer"):
+            rule([row, row], [row, row], state, lr=0.1)
     with pytest.raises(ValueError, match="1 parameters but 0 gradients"):
         rule([tm.Tensor(np.ones(1))], [], None, lr=0.1)
 
@@ -195,6 +204,23 @@ def test_a_start_and_no_steps():
     np.testing.assert_allclose(none.residual.data, np.linalg.norm(b - (a @ b[..., None])[..., 0], axis=1))
     full = tm.solvers.cg(matvec, bs, steps=12, x0=bs, tol=1e-13)
     np.testing.assert_allclose(flat(full.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-8)
+
+
+def test_the_tolerance_is_relative_to_b():
+    """Also when CG starts elsewhere than at 0."""
+    matvec, bs, _ = problem(spd(4, 2), RNG.standard_normal((2, 4)))
+    far = [1e6 * b for b in bs]
+    for x0 in (None, far):
+        solution = tm.solvers.cg(matvec, bs, steps=40, x0=x0, tol=0.1)
+        size = np.sqrt(tm.solvers.dot(bs, bs).data)
+        assert (solution.residual.data <= 0.1 * size).all()
+
+
+@pytest.mark.parametrize("solver", [tm.solvers.cg, tm.solvers.gradient_descent])
+def test_negative_steps_are_refused(solver):
+    options = {"lr": 0.1} if solver is tm.solvers.gradient_descent else {}
+    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
+        solver(lambda *_: None, [tm.Tensor(np.ones(1))], steps=-1, **options)
 
 
 def test_the_result_is_a_leaf_of_the_type_of_b():

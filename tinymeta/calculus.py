@@ -6,7 +6,7 @@ product is the vjp of a gradient.
 
 import numpy as np
 
-from .tensor import Tensor, grad, vjp
+from .tensor import Tensor, describe, grad, vjp
 
 
 def jvp(f, xs, tangents):
@@ -16,9 +16,11 @@ def jvp(f, xs, tangents):
     Both results can be differentiated.
     """
     y = f(*xs)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"jvp: f returns one Tensor, got {describe(y)}")
     u = Tensor(np.zeros_like(y.data))
     g = vjp(y, xs, u, create_graph=True)
-    return y, vjp(g, [u], tangents, create_graph=True)[0]
+    return y, vjp(g, [u], like(xs, tangents), create_graph=True)[0]
 
 
 def hvp(f, xs, vs, *, create_graph=False):
@@ -27,11 +29,21 @@ def hvp(f, xs, vs, *, create_graph=False):
     Costs about two gradients, in time and memory. vs are shaped like xs.
     """
     g = grad(f(*xs), xs, create_graph=True)
-    return vjp(g, xs, vs, create_graph=create_graph)
+    return vjp(g, xs, like(xs, vs), create_graph=create_graph)
+
+
+def like(xs, vs):
+    shapes = [np.shape(getattr(v, "data", v)) for v in vs]
+    if shapes != [x.shape for x in xs]:
+        raise ValueError(f"one direction for each x, of its shape: x are {[x.shape for x in xs]}, directions {shapes}")
+    return vs
 
 
 def hessian(f, xs):
-    """[[∂²f/∂x_i ∂x_j]] of a scalar f(*xs): H[i][j] has shape x_i.shape + x_j.shape. One vjp per element of xs."""
+    """[[∂²f/∂x_i ∂x_j]] of a scalar f(*xs): H[i][j] has shape x_i.shape + x_j.shape. One vjp per element of xs.
+
+    The results are leaves.
+    """
     rows = []
     for i, g in enumerate(grad(f(*xs), xs, create_graph=True)):
         basis = np.eye(g.size, dtype=g.dtype).reshape(g.size, *g.shape)

@@ -1,10 +1,14 @@
 """`check_grads`: every derivative of a function, of any order, against finite differences; and who is to blame."""
 
+from typing import NamedTuple
+
 import numpy as np
 
+from .ops import number
 from .tensor import FLOATS, Tensor, describe, graph, op_name, stop_gradient, stopped, vjp
 
 STEP = 6e-6  # ∛ε of float64, where a central difference is most exact; times |x| where that is larger than 1
+FINER = (1, 1 / 30, 1 / 1000)  # where it is too coarse
 
 
 class GradientError(AssertionError):
@@ -12,7 +16,22 @@ class GradientError(AssertionError):
 
 
 class KinkError(GradientError):
-    """The finite difference straddles a kink: no verdict on the derivative is possible at this point."""
+    """The difference jumps from one side of the point to the other: no step tells what the derivative should be."""
+
+
+class Wrong(NamedTuple):
+    """An element of an analytic derivative that differs from the finite difference."""
+
+    error: float  # in units of what is allowed
+    i: int  # the input
+    index: tuple
+    step: float
+    analytic: float
+    numeric: float
+    kink: bool  # the differences to the left and to the right, or with ever smaller steps, don't agree
+
+    def __str__(self):
+        return f"analytic {self.analytic:.9g}, numeric {self.numeric:.9g}, step {self.step:.1e}"
 
 
 def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
@@ -22,17 +41,27 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
     order does the same to the function (xs, ȳ) ↦ (∂y/∂x)ᵀ ȳ, analytic as it is, and so on: so each order is checked
     in the inputs and in the cotangents. Float64 only: the noise of float32 would pass for an error, or hide one.
 
-    xs: arrays or Tensors. tol: largest error allowed, relative to the largest derivative with respect to the same x.
+    xs: a list of arrays or Tensors. tol: largest error allowed, relative to the largest derivative with respect to the
+    same x; beyond it, ten times the rounding error of the largest value in f, divided by the step. What is smaller than
+    that cannot be checked.
     Raises GradientError with the order, the worst index, both values, the step, and the first op whose own pullback is
-    wrong; KinkError where a mask (relu, max, abs, ...) changes within the step.
+    wrong; KinkError if all that is wrong lies at a kink (of relu, max, abs, ...); TypeError and ValueError for inputs
+    that are not float64, and for an f that is not finite, or not the same when called twice.
     """
+    if isinstance(xs, (Tensor, np.ndarray)) or order < 1:
+        raise ValueError(f"check_grads takes a list of inputs and an order of 1 or more, got {describe(xs)}, {order}")
     xs = [Tensor(x) for x in xs]
     for i, x in enumerate(xs):
         if x.dtype != np.float64:
             raise TypeError(f"check_grads: xs[{i}] is {describe(x)}; finite differences need float64")
     rng = np.random.default_rng(seed)
     for k in range(1, order + 1):
-        y_bars = [Tensor(rng.standard_normal(y.shape)) for y in outputs(f, xs)]
+        ys = outputs(f, xs)
+        if not ys or not all(np.isfinite(y.data).all() for y in ys):
+            raise ValueError(f"check_grads: order {k}: nothing finite to differentiate, the output is {ys}")
+        if not all(np.array_equal(y.data, again.data) for y, again in zip(ys, outputs(f, xs))):
+            raise ValueError(f"check_grads: order {k}: f differs when called again; does it draw random numbers?")
+        y_bars = [Tensor(rng.standard_normal(y.shape)) for y in ys]
         check_first_order(f, xs, y_bars, tol, k)
         f, xs = pulled_back(f, len(xs)), xs + y_bars
 
@@ -48,97 +77,111 @@ def pulled_back(f, n):
 
 
 def check_first_order(f, xs, y_bars, tol, order):
-    def terms(*arrays):
-        return [y.data * y_bar.data for y, y_bar in zip(outputs(f, [Tensor(x) for x in arrays]), y_bars)]
+    def value(*arrays):
+        ys = outputs(f, [Tensor(x) for x in arrays])
+        return sum(float((y.data * y_bar.data).sum()) for y, y_bar in zip(ys, y_bars))
 
     leaves = [stop_gradient(x) for x in xs]
-    analytic = [g.data for g in vjp(outputs(f, leaves), leaves, y_bars)]
-    wrong = compare(analytic, terms, [x.data for x in xs], tol)
+    ys = outputs(f, leaves)
+    magnitude = largest(graph(*ys)) * max((largest([y_bar]) for y_bar in y_bars), default=0)
+    analytic = [g.data for g in vjp(ys, leaves, y_bars)]
+    wrong = compare(analytic, value, [x.data for x in xs], tol, magnitude)
     if wrong:
-        i, index, step, values = wrong
-        what = f"order {order}, derivative with respect to input {i} at index {index}: {values}, step {step:.1e}"
-        kink = find_kink(f, xs, y_bars, i, index, step)
-        if kink:
-            raise KinkError(f"{what}\n{kink}: the point lies at a kink, where no step tells; move it away")
+        worst = wrong[0]
+        what = f"order {order}, derivative with respect to input {worst.i} at index {worst.index}: {worst}"
+        if worst.kink:
+            mask = find_mask(f, xs, y_bars, worst)
+            raise KinkError(f"{what}\n{mask} within the step: the point lies at a kink; move it away")
         raise GradientError(f"{what}\n{find_culprit(f, xs, y_bars, tol)}")
 
 
-def compare(analytic, terms, arrays, tol):
-    """The worst element of `analytic` against differences of Σ terms(*arrays): None if no one is off."""
-    noise = 100 * np.finfo(float).eps * total(np.abs(t) for t in terms(*arrays)) / STEP  # rounding of the terms
-    worst, found = 1.0, None
+def largest(tensors):
+    """The largest finite value in these Tensors."""
+    floats = (t.data[np.isfinite(t.data)] for t in tensors if t.dtype in FLOATS)
+    return max((float(np.max(np.abs(a), initial=0)) for a in floats), default=0.0)
 
-    def difference(i, index, step):
-        up, down = (shifted(arrays, i, index, sign * step) for sign in (1, -1))
-        return total(u - d for u, d in zip(terms(*up), terms(*down))) / (up[i][index] - down[i][index])
+
+@np.errstate(all="ignore")  # a step that is too coarse may leave the domain
+def compare(analytic, value, arrays, tol, magnitude):
+    """All elements of `analytic` that differ from differences of value(*arrays): the worst first, kinks last."""
+    wrong = []
+
+    def at(i, index, step):
+        x = arrays[i].copy()
+        x[index] += step
+        return value(*arrays[:i], x, *arrays[i + 1 :]), x[index]
+
+    def central(i, index, step):
+        (up, x_up), (down, x_down) = at(i, index, step), at(i, index, -step)
+        return (up - down) / (x_up - x_down)
 
     for i, x in enumerate(arrays):
         steps = STEP * np.maximum(1, np.abs(x))
         numeric = np.zeros_like(x)
         for index in np.ndindex(x.shape):
-            numeric[index] = difference(i, index, steps[index])
-        allowed = tol * max(np.max(np.abs(a), initial=0) for a in (analytic[i], numeric)) + noise
+            numeric[index] = central(i, index, steps[index])
+        finite = [np.abs(a[np.isfinite(a)]) for a in (analytic[i], numeric)]
+        scale = max(np.max(a, initial=0) for a in finite)
         for index in np.ndindex(x.shape):
-            if not abs(analytic[i][index] - numeric[index]) <= allowed:  # or is the difference itself too coarse?
-                numeric[index] += (numeric[index] - difference(i, index, 2 * steps[index])) / 3  # Richardson: O(step⁴)
-                error = abs(analytic[i][index] - numeric[index]) / allowed
-                if not error <= worst:
-                    worst = error if np.isfinite(error) else np.inf
-                    values = f"analytic {analytic[i][index]:.9g}, numeric {numeric[index]:.9g}"
-                    found = i, index, float(steps[index]), values
-    return found
+            a, allowed = analytic[i][index], tol * scale + 10 * np.finfo(float).eps * magnitude / steps[index]
+            if abs(a - numeric[index]) <= allowed:
+                continue
+            found = []  # perhaps the step was too coarse: try finer ones, and believe where halving changes least
+            for step in (steps[index] * fine for fine in FINER):
+                d, half = central(i, index, step), central(i, index, step / 2)
+                found.append((abs(d - half), step, half + (half - d) / 3))  # Richardson: an error of O(step⁴)
+            spread, step, d = min(found, key=lambda entry: (not np.isfinite(entry[0]), entry[0]))
+            allowed += 10 * np.finfo(float).eps * magnitude / step
+            if not abs(a - d) <= allowed:
+                here, right, left = value(*arrays), at(i, index, step), at(i, index, -step)
+                right, left = ((v - here) / (moved - x[index]) for v, moved in (right, left))
+                kink = abs(right - left) > 0.01 * max(abs(right), abs(left)) + allowed or spread > 0.3 * abs(d)
+                error = abs(a - d) / (allowed or 1)
+                wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
+    return sorted(wrong, key=lambda w: (w.kink, -w.error))
 
 
-def total(arrays):
-    return float(sum(np.sum(a) for a in arrays))
-
-
-def shifted(arrays, i, index, step):
-    x = arrays[i].copy()
-    x[index] += step
-    return [*arrays[:i], x, *arrays[i + 1 :]]
-
-
-def find_kink(f, xs, y_bars, i, index, step):
-    """The first piecewise constant node that differs between x − step and x + step: a mask of f or of its pullbacks."""
+def find_mask(f, xs, y_bars, wrong):
+    """What changes between x − step and x + step: a piecewise constant node of f or of its pullbacks, or f itself."""
     programs = []
     for sign in (1, -1):
-        leaves = [Tensor(x) for x in shifted([x.data for x in xs], i, index, sign * step)]
+        arrays = [x.data.copy() for x in xs]
+        arrays[wrong.i][wrong.index] += sign * wrong.step
+        leaves = [Tensor(x) for x in arrays]
         ys = outputs(f, leaves)
         programs.append(graph(*ys, *vjp(ys, leaves, y_bars, create_graph=True)))
     for up, down in zip(*programs):
-        if up.inputs and not up.pullbacks and up.kernel is not stopped and not np.array_equal(up.data, down.data):
-            return f"'{up.op}' changes within the step"
-    return len(set(map(len, programs))) > 1 and "f itself branches on a value within the step"
+        constant = up.inputs and not up.pullbacks and up.kernel is not stopped
+        if constant and not np.array_equal(up.data, down.data):
+            return f"'{up.op}' changes"
+    return "f itself jumps, or branches on a value,"
 
 
 def find_culprit(f, xs, y_bars, tol):
-    """Check each node's own pullbacks, oldest first, and then look for constants that should not be constant."""
+    """Check each node's own pullbacks, oldest first; then look for constants that should not be constant."""
     leaves = [stop_gradient(x) for x in xs]
-    nodes = graph(*outputs(f, leaves))
-    inputs_of_f = {x.serial for x in leaves}
+    nodes, inputs_of_f = graph(*outputs(f, leaves)), {x.serial for x in leaves}
     for z in nodes:
         if not z.inputs or z.dtype not in FLOATS or z.kernel is stopped:
             continue
-        rng = np.random.default_rng(0)
-        z_bar = Tensor(rng.standard_normal(z.shape))
+        z_bar = Tensor(np.random.default_rng(0).standard_normal(z.shape))
         floats = [j for j, x in enumerate(z.inputs) if x.dtype in FLOATS and (x.inputs or x.serial in inputs_of_f)]
+        arrays = [z.inputs[j].data for j in floats]
+
+        def value(*moved, z=z, z_bar=z_bar, floats=floats):
+            moved = dict(zip(floats, moved))
+            return float((z.kernel(*[moved.get(j, x.data) for j, x in enumerate(z.inputs)]) * z_bar.data).sum())
+
         pullbacks = [z.pullbacks[j] if j < len(z.pullbacks) else None for j in floats]
-        inputs = [x.data for x in z.inputs]
-
-        def terms(*arrays, z=z, z_bar=z_bar, floats=floats, inputs=inputs):
-            arrays = dict(zip(floats, arrays))
-            return [z.kernel(*[arrays.get(j, x) for j, x in enumerate(inputs)]) * z_bar.data]
-
-        analytic = [p(z, z_bar).data if p else np.zeros(inputs[j].shape) for j, p in zip(floats, pullbacks)]
-        wrong = compare(analytic, terms, [inputs[j] for j in floats], tol)
-        if wrong:
-            j, index, step, values = wrong
-            return f"first wrong op: {name(z)}; its pullback to input {floats[j]}, at index {index}: {values}"
+        analytic = [p(z, z_bar).data if p else np.zeros(x.shape) for p, x in zip(pullbacks, arrays)]
+        for wrong in compare(analytic, value, arrays, tol, largest([z, *z.inputs]) * largest([z_bar])):
+            if not wrong.kink:
+                where = f"its pullback to input {floats[wrong.i]}, at index {wrong.index}: {wrong}"
+                return f"first wrong op: {name(z)}; {where}"
     moved = [stop_gradient(x + STEP * Tensor(np.random.default_rng(0).standard_normal(x.shape))) for x in xs]
     for z, other in zip(nodes, graph(*outputs(f, moved))):
         for x, y in zip(z.inputs, other.inputs):
-            if x.kernel is None and not np.array_equal(x.data, y.data):  # a bare array that follows the inputs
+            if x.kernel in (None, number) and not np.array_equal(x.data, y.data):
                 return f"first wrong op: {name(z)}; it reads an array that changes with the inputs, but is no node"
     return "every op's own pullback is right: a dependence is cut somewhere, by stop_gradient or .data"
 

@@ -2,7 +2,7 @@
 
 Layers act on the trailing axes and biases are rows (1, features), so the same line serves one task, x (n, in), and a
 stack of tasks with weights of their own, x (tasks, n, in) and W (tasks, in, out). A bias of shape (features,) would
-broadcast without complaint, and wrongly, when there are as many tasks as features.
+broadcast without complaint, and wrongly, when there are as many tasks as examples.
 """
 
 import numpy as np

@@ -10,44 +10,41 @@ open: relu'(0) = abs'(0) = 0, and tied winners of max share the gradient equally
 
 import builtins
 import math
+import operator
 from functools import partial
 
 import numpy as np
 
-from .tensor import FLOATS, Tensor, apply, describe, stopped
+from .tensor import DATA, FLOATS, Tensor, apply, describe, make, stopped
 
 NUMBERS = (int, float, np.integer, np.floating)  # a number takes the type of the Tensor beside it
 
 def operands(op, x, y, beside=()):
-    """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask).
-
-    float32 and float64 don't mix: that would double a model's memory without a word. Integers and booleans take the
-    float type beside them. A plain number stays 0-d, which NumPy broadcasts: nobody can ask for its gradient.
-    """
+    """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask)."""
     if type(x) is type(y) is Tensor and x.data.shape == y.data.shape and x.data.dtype == y.data.dtype and not beside:
         return x, y  # nearly always
-    xs = [x if isinstance(x, NUMBERS) else Tensor(x) for x in (x, y)]
-    tensors = [x for x in xs if type(x) is Tensor]
-    dtypes = {x.dtype for x in tensors}
-    if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):
-        dtypes = {common_dtype(op, xs, dtypes)}
-    dtype = dtypes.pop()
-    shapes = [x.shape for x in tensors] + [beside] * bool(beside)
-    try:
-        shape = broadcast_shape(*shapes)
-    except ValueError:
-        shapes = " and ".join(map(str, shapes))
-        raise ValueError(f"{op} of shapes {shapes}: counted from the last axis, sizes must be equal or 1; insert an"
-                         " axis with x[:, None] or reshape") from None
-    return [broadcast_to(astype(x, dtype), shape) if type(x) is Tensor else Tensor(np.asarray(x, dtype)) for x in xs]
+    xs = alike(op, x, y)
+    shapes = [t.shape for t in xs if t.kernel is not number]
+    shape = broadcast_shape(op, beside, *shapes)
+    return [t if t.kernel is number else broadcast_to(t, shape) for t in xs]
 
-def common_dtype(op, xs, dtypes):
+def alike(op, *xs):
+    """The operands as Tensors of one type: all floats take the same, integers and booleans that of the floats beside.
+
+    float32 and float64 don't mix: that would double a model's memory without a word. A plain number takes the type of
+    the others; it stays 0-d, which NumPy broadcasts, because nobody can ask for its gradient.
+    """
+    tensors = [x if isinstance(x, NUMBERS) else Tensor(x) for x in xs]
+    dtypes = {x.dtype for x in tensors if type(x) is Tensor}
     floats = dtypes.intersection(FLOATS)
     if len(floats) > 1:
         raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
-    if not floats and (not dtypes or any(isinstance(x, (float, np.floating)) for x in xs)):
-        return np.dtype(np.float64)
-    return floats.pop() if floats else np.result_type(*dtypes)
+    numbers = {int if isinstance(x, (int, np.integer)) else float for x in tensors if type(x) is not Tensor}
+    dtype = floats.pop() if floats else np.result_type(*dtypes, *(numbers if dtypes else [float]))
+    return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in tensors]
+
+def number():
+    """Stands as the kernel of a number that was written into a formula."""
 
 def as_float(x):
     x = Tensor(x)
@@ -82,16 +79,16 @@ def negative(x):
 def power(x, y):
     """z = x^y          x̄ = z̄ ⊙ y x^(y−1),   ȳ = z̄ ⊙ z log x
 
-    An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. A Tensor as exponent needs x ≥ 0.
+    An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. With respect to y, x > 0.
     """
     if isinstance(y, NUMBERS):
         x = as_float(x)
         if y == 0:
             return Tensor(np.ones_like(x.data))
         return apply(partial(_power, exponent=y), x, pullbacks=(lambda z, z_bar: z_bar * (y * power(x, y - 1)),))
-    x, y = operands("power", x, as_float(y))
+    x, y = map(as_float, operands("power", x, y))
     return apply(np.power, x, y, pullbacks=(
-        lambda z, z_bar: z_bar * y * power(x, where(equal(y, 0), 1, y) - 1),
+        lambda z, z_bar: z_bar * y * power(x, where(logical_and(equal(x, 0), equal(y, 0)), 1, y) - 1),
         lambda z, z_bar: z_bar * z * log(where(equal(x, 0), 1, x))))
 
 def _power(x, exponent, out=None):
@@ -159,15 +156,30 @@ def relu(x):
 def comparison(ufunc):
     def op(x, y):
         return apply(ufunc, *operands(ufunc.__name__, x, y))
+
     op.__name__, op.__doc__ = ufunc.__name__, f"np.{ufunc.__name__} of two Tensors: a boolean Tensor, a mask"
     return op
 
-equal, not_equal, greater, greater_equal, less, less_equal, logical_and, logical_or = map(comparison, (
-    np.equal, np.not_equal, np.greater, np.greater_equal, np.less, np.less_equal, np.logical_and, np.logical_or))
+equal, not_equal, greater, greater_equal, less, less_equal = map(comparison, (
+    np.equal, np.not_equal, np.greater, np.greater_equal, np.less, np.less_equal))
+
+def logical_and(x, y):
+    """z = x and y of two masks; also x & y"""
+    return apply(np.logical_and, *operands("logical_and", mask_of(x), mask_of(y)))
+
+def logical_or(x, y):
+    """z = x or y of two masks; also x | y"""
+    return apply(np.logical_or, *operands("logical_or", mask_of(x), mask_of(y)))
 
 def logical_not(x):
-    """y = not x, a boolean Tensor"""
-    return apply(np.logical_not, Tensor(x))
+    """y = not x, of a mask; also ~x"""
+    return apply(np.logical_not, mask_of(x))
+
+def mask_of(x):
+    x = Tensor(x)
+    if x.dtype != bool:
+        raise TypeError(f"a mask is boolean, got {describe(x)}: compare first, e.g. x > 0")
+    return x
 
 def sign(x):
     """y = −1, 0 or 1"""
@@ -177,13 +189,17 @@ def sign(x):
 
 def view(function):
     """A kernel whose result may share its input's memory; with `out`, a copy."""
+
     def kernel(*arrays, out=None, **static):
         y = function(*arrays, **static)
         return y if out is None else copy(y, out)
+
     kernel.__name__ = function.__name__
     return kernel
 
 def copy(y, out):
+    if y.shape != out.shape:
+        raise ValueError(f"a result of shape {y.shape} for a buffer of shape {out.shape}")
     np.copyto(out, y, casting="unsafe")
     return out
 
@@ -228,9 +244,9 @@ def mean(x, axis=None, keepdims=False):
         raise ValueError(f"mean over axis {axis} of shape {x.shape}: there is nothing to average")
     return sum(x, axis, keepdims) / n
 
-def reshape(x, shape):
+def reshape(x, *shape):
     """y = x in another shape; one size may be −1        x̄ = ȳ in x's shape"""
-    x, shape = Tensor(x), shape_of(shape)
+    x, shape = Tensor(x), shape_of(*shape)
     known = math.prod(n for n in shape if n != -1)
     shape = tuple(x.size // (known or 1) if n == -1 else n for n in shape)
     if math.prod(shape) != x.size:
@@ -243,15 +259,16 @@ def reshape(x, shape):
 def _reshape(x, shape):
     return x.reshape(shape)
 
-def squeeze(x, axis):
-    """y = x without the axes, which have size 1"""
+def squeeze(x, axis=None):
+    """y = x without these axes, which have size 1; without all such by default"""
     x = Tensor(x)
-    return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes_of(axis, x)))
+    axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else axes_of(axis, x)
+    return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
-def transpose(x, axes=None):
+def transpose(x, *axes):
     """y = x with its axes in the order `axes`, by default reversed        x̄ = ȳ with them put back"""
     x = Tensor(x)
-    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(a + x.ndim if a < 0 else a for a in axes)
+    axes = tuple(a + x.ndim if a < 0 else a for a in shape_of(*axes)) if axes else tuple(range(x.ndim))[::-1]
     if sorted(axes) != list(range(x.ndim)):
         raise ValueError(f"transpose: {axes} is no order of the {x.ndim} axes of shape {x.shape}")
     back = tuple(map(axes.index, range(x.ndim)))
@@ -271,6 +288,8 @@ def astype(x, dtype):
     x, dtype = Tensor(x), np.dtype(dtype)
     if x.dtype == dtype:
         return x
+    if dtype not in FLOATS + DATA:
+        raise TypeError(f"astype: a Tensor holds float32, float64, integers or booleans, not {dtype}")
     linear = x.dtype in FLOATS and dtype in FLOATS
     pullbacks = (lambda y, y_bar: astype(y_bar, x.dtype),) if linear else ()
     return apply(partial(_astype, dtype=dtype), x, pullbacks=pullbacks)
@@ -284,6 +303,7 @@ def gather(x, index):
     index: integers, slices, None, ..., and arrays or Tensors of integers or booleans, as in NumPy. Also x[index].
     """
     x, (fixed, arrays) = Tensor(x), split_index(index)
+    index = join_index(fixed, arrays)  # the same nodes again in the pullback
     pullbacks = (lambda y, y_bar: scatter(y_bar, index, x.shape), *[None] * len(arrays))
     return apply(partial(_gather, index=fixed), x, *arrays, pullbacks=pullbacks)
 
@@ -294,6 +314,7 @@ def _gather(x, *arrays, index):
 def scatter(x, index, shape):
     """y = zeros(shape); y[index] += x, repeated positions adding up        x̄ = ȳ[index]"""
     x, shape, (fixed, arrays) = Tensor(x), shape_of(shape), split_index(index)
+    index = join_index(fixed, arrays)
     pullbacks = (lambda y, y_bar: gather(y_bar, index), *[None] * len(arrays))
     return apply(partial(_scatter, index=fixed, shape=shape), x, *arrays, pullbacks=pullbacks)
 
@@ -313,10 +334,11 @@ def split_index(index):
     """An index as a fixed tuple, and the arrays in it: these are values, so they are nodes."""
     fixed, arrays = [], []
     for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, (Tensor, np.ndarray, list, bool, np.bool_)):
-            arrays.append(Tensor(part))
-            if arrays[-1].dtype in FLOATS:
-                raise TypeError(f"an index is made of integers, slices and booleans, got {describe(arrays[-1])}")
+        if not (part is None or part is ... or isinstance(part, (slice, np.integer)) or type(part) is int):
+            array = Tensor(np.zeros(0, int) if isinstance(part, list) and not part else part)
+            if array.dtype in FLOATS:
+                raise TypeError(f"an index is made of integers, slices and booleans, got {describe(array)}")
+            arrays.append(array)
             part = ARRAY
         fixed.append(part)
     return tuple(fixed), arrays
@@ -338,7 +360,7 @@ def concatenate(xs, axis=0):
     if not xs:
         raise ValueError("concatenate needs at least one Tensor")
     (axis,) = axes_of(axis, xs[0])
-    if len({(x.dtype, x.shape[:axis], x.shape[axis + 1:]) for x in xs}) > 1:
+    if len({(x.dtype, x.shape[:axis], x.shape[axis + 1 :]) for x in xs}) > 1:
         raise ValueError(f"concatenate along axis {axis} of {', '.join(map(describe, xs))}: type or other sizes differ")
     ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
     parts = [(slice(None),) * axis + (slice(end - x.shape[axis], end),) for x, end in zip(xs, ends)]
@@ -363,36 +385,43 @@ def where(mask, x, y):
 
     Both sides are computed everywhere, and 0·∞ is NaN: guard the inside too, where(x > 0, sqrt(where(x > 0, x, 1)), 0).
     """
-    mask = Tensor(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"where needs a boolean mask, got {describe(mask)}: compare first, e.g. x > 0")
+    mask = mask_of(mask)
     x, y = operands("where", x, y, beside=mask.shape)
-    mask = broadcast_to(mask, broadcast_shape(mask.shape, x.shape, y.shape))
-    return apply(_where, mask, x, y, pullbacks=(
-        None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)))
+    mask = broadcast_to(mask, broadcast_shape("where", mask.shape, x.shape, y.shape))
+    pullbacks = None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)
+    return apply(_where, mask, x, y, pullbacks=pullbacks)
 
 def _where(mask, x, y, out=None):
     if out is None:
         return np.where(mask, x, y)
-    np.copyto(copy(y, out), x, where=mask)
+    np.copyto(out, y)
+    np.copyto(out, x, where=mask)
     return out
 
 def max(x, axis=None, keepdims=False):
     """y = max x        x̄ = ȳ ⊙ [x = y] / Σ [x = y]: the winners share"""
+    return extremum(_max, x, axis, keepdims)
+
+def min(x, axis=None, keepdims=False):
+    """y = min x        x̄ likewise"""
+    return extremum(_min, x, axis, keepdims)
+
+def extremum(kernel, x, axis, keepdims):
     x = Tensor(x)
     axes = axes_of(axis, x)
+
     def pullback(y, y_bar):
         winners = astype(equal(x, y), x.dtype)
         return winners * (y_bar / sum(winners, axes, keepdims=True))
-    y = apply(partial(_max, axis=axes), x, pullbacks=(pullback,))  # the axes stay, so that x = y broadcasts
+
+    y = apply(partial(kernel, axis=axes), x, pullbacks=(pullback,))  # the axes stay, so that x = y broadcasts
     return y if keepdims else squeeze(y, axes)
 
 def _max(x, axis, out=None):
     return np.maximum.reduce(x, axis=axis, keepdims=True, out=out)
 
-def min(x, axis=None, keepdims=False):
-    """y = min x = −max(−x)"""
-    return -max(-Tensor(x), axis, keepdims)
+def _min(x, axis, out=None):
+    return np.minimum.reduce(x, axis=axis, keepdims=True, out=out)
 
 # ---- contraction -----------------------------------------------------------------------------------------------------
 
@@ -401,17 +430,20 @@ def matmul(x, y):
 
     (..., n, k) (..., k, m) -> (..., n, m); a 1-d x is a row, a 1-d y a column, as in NumPy.
     """
-    x, y = Tensor(x), Tensor(y)
+    x, y = alike("matmul", x, y)
     if not x.ndim or not y.ndim:
         raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: a 0-d Tensor is no matrix; use *")
+    k, m = x.shape[-1], y.shape[-2:][0]
+    if k != m:
+        raise ValueError(
+            f"matmul of shapes {x.shape} and {y.shape}: the inner sizes {k} and {m} differ; transpose one"
+            " with .swapaxes(-1, -2)?"
+        )
     if x.ndim == 1:
         return squeeze(matmul(x[None, :], y), -2 if y.ndim > 1 else -1)
     if y.ndim == 1:
         return squeeze(matmul(x, y[:, None]), -1)
-    if x.shape[-1] != y.shape[-2]:
-        raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: inner sizes {x.shape[-1]} and {y.shape[-2]}"
-                         " differ; transpose one with .swapaxes(-1, -2)?")
-    batch = broadcast_shape(x.shape[:-2], y.shape[:-2])
+    batch = broadcast_shape("matmul's stacks", x.shape[:-2], y.shape[:-2])
     x, y = broadcast_to(x, batch + x.shape[-2:]), broadcast_to(y, batch + y.shape[-2:])
     return apply(np.matmul, x, y, pullbacks=(
         lambda z, z_bar: matmul(z_bar, swapaxes(y, -1, -2)), lambda z, z_bar: matmul(swapaxes(x, -1, -2), z_bar)))
@@ -437,24 +469,38 @@ def softmax(x, axis=-1):
 
 # ---- shapes and axes -------------------------------------------------------------------------------------------------
 
-def shape_of(shape):
-    return shape if type(shape) is tuple else (int(shape),) if np.ndim(shape) == 0 else tuple(map(int, shape))
+def shape_of(*shape):
+    """A shape, given as a tuple or list, or as numbers."""
+    shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+    return tuple(map(operator.index, shape))
 
 def broadcasts(shape, to):
     return len(shape) <= len(to) and all(m == n or m == 1 for m, n in zip(shape[::-1], to[::-1]))
 
-def broadcast_shape(*shapes):
-    """np.broadcast_shapes, but quick where one shape holds all others, which is nearly always."""
+def broadcast_shape(op, *shapes):
+    """The shape that all of these broadcast to: quick where one of them is it, which is nearly always."""
     widest = builtins.max(shapes, key=lambda shape: (len(shape), math.prod(shape)))
-    return widest if all(broadcasts(shape, widest) for shape in shapes) else np.broadcast_shapes(*shapes)
+    if all(broadcasts(shape, widest) for shape in shapes):
+        return widest
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(
+            f"{op} of shapes {' and '.join(map(str, filter(None, shapes)))}: counted from the last axis,"
+            " sizes must be equal or 1; insert an axis with x[:, None] or reshape"
+        ) from None
 
 def axes_of(axis, x):
     """An axis argument (None, a number, several; negative from the end) as a sorted tuple."""
     if axis is None:
         return tuple(range(x.ndim))
-    axes = {a + x.ndim if a < 0 else a for a in shape_of(axis)}
-    if len(axes) < len(shape_of(axis)) or any(not 0 <= a < x.ndim for a in axes):
-        raise ValueError(f"axis {axis} of shape {x.shape}: axes run from {-x.ndim} to {x.ndim - 1}, each at most once")
+    given = shape_of(axis)
+    axes = {a + x.ndim if a < 0 else a for a in given}
+    if len(axes) < len(given) or any(not 0 <= a < x.ndim for a in axes):
+        raise ValueError(
+            f"axis {axis} of shape {x.shape}: it has {x.ndim} axes, counted from 0 or, backward, from -1,"
+            " and each may be named once"
+        )
     return tuple(sorted(axes))
 
 # ---- operators and methods of Tensor ---------------------------------------------------------------------------------

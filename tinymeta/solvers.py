@@ -21,15 +21,13 @@ from .tensor import Tensor, grad, stop_gradient
 
 def sgd(params, grads, state=None, *, lr):
     """p ← p − η g"""
-    check_alike(params, grads)
-    return [p - lr * g for p, g in zip(params, grads)], None
+    return step(params, lr, grads), None
 
 
 def momentum(params, grads, state=None, *, lr, mu=0.9):
     """v ← μ v + g,   p ← p − η v        (Polyak's heavy ball)"""
-    check_alike(params, grads)
-    v = grads if state is None else [mu * v + g for v, g in zip(state, grads)]
-    return [p - lr * v for p, v in zip(params, v)], v
+    v = grads if state is None else [mu * v + g for v, g in zip(state, grads, strict=True)]
+    return step(params, lr, v), v
 
 
 def nesterov(params, grads, state=None, *, lr, mu=0.9):
@@ -38,9 +36,8 @@ def nesterov(params, grads, state=None, *, lr, mu=0.9):
     Nesterov's accelerated gradient in the form that takes the gradient at the point it returns: p is already looked
     ahead along v (Sutskever et al. 2013).
     """
-    check_alike(params, grads)
-    v = grads if state is None else [mu * v + g for v, g in zip(state, grads)]
-    return [p - lr * (g + mu * v) for p, g, v in zip(params, grads, v)], v
+    v = grads if state is None else [mu * v + g for v, g in zip(state, grads, strict=True)]
+    return step(params, lr, [g + mu * v for g, v in zip(grads, v)]), v
 
 
 def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
@@ -49,23 +46,23 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     ε stands inside the root (Kingma and Ba 2015 add it outside): √v̂ has no derivative at v̂ = 0, where every unit that
     gets no gradient is, and the meta-gradient through an inner Adam would be NaN.
     """
-    check_alike(params, grads)
-    t, m, v = state or (0, [0.0] * len(params), [0.0] * len(params))
+    t, m, v = state or (0, [0.0] * len(grads), [0.0] * len(grads))
     t += 1
-    m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads)]
-    v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads)]
+    m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads, strict=True)]
+    v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads, strict=True)]
     m_hat, v_hat = 1 / (1 - beta1**t), 1 / (1 - beta2**t)
-    return [p - lr * m_hat * m / sqrt(v_hat * v + eps**2) for p, m, v in zip(params, m, v)], (t, m, v)
+    return step(params, lr, [m_hat * m / sqrt(v_hat * v + eps**2) for m, v in zip(m, v)]), (t, m, v)
 
 
-def check_alike(params, grads):
-    if len(params) != len(grads):
-        raise ValueError(f"{len(params)} parameters but {len(grads)} gradients")
-    for i, (p, g) in enumerate(zip(params, grads)):
-        if p.shape != g.shape:
-            raise ValueError(
-                f"parameter {i} has shape {p.shape}, its gradient {g.shape}: broadcasting would reshape it"
-            )
+def step(params, lr, directions):
+    """p − η d for each, which must not change a shape: a bias minus a wider d would grow by broadcasting."""
+    if len(params) != len(directions):
+        raise ValueError(f"{len(params)} parameters but {len(directions)} gradients")
+    moved = [p - lr * d for p, d in zip(params, directions)]
+    for i, (p, new) in enumerate(zip(params, moved)):
+        if p.shape != new.shape:
+            raise ValueError(f"parameter {i} of shape {p.shape} would become {new.shape}: gradient, state, lr must fit")
+    return moved
 
 
 # ---- a stack of problems, one per task -------------------------------------------------------------------------------
@@ -78,9 +75,11 @@ def gradient_descent(loss, phi, *, lr, steps, rule=sgd, create_graph=False):
     stacked φ is each task's own gradient. With create_graph=True the result can be differentiated through all steps,
     whose graphs are therefore kept; otherwise φ is a leaf after every step, and time and memory don't grow with them.
     """
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, got {steps}")
     state = None
-    for step in range(steps):
-        g = grad(sum(loss(phi, step)), phi, create_graph=create_graph)
+    for k in range(steps):
+        g = grad(sum(loss(phi, k)), phi, create_graph=create_graph)
         phi, state = rule(phi, g, state, lr=lr)
         if not create_graph:
             phi, state = stop_gradient((phi, state))
@@ -99,7 +98,7 @@ class Solution(NamedTuple):
     """What `cg` returns: x is a list like b; the others have one entry per task."""
 
     x: list
-    residual: Tensor  # ‖b − A x‖, as the iteration carries it along
+    residual: Tensor  # ‖b − A x‖ as the iteration carries it along; if A is ill-conditioned the true one is larger
     iterations: Tensor
     negative_curvature: Tensor  # True: a direction with pᵀA p ≤ 0 was met, A is not positive definite
 
@@ -108,9 +107,13 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     """Solve A x = b by conjugate gradients (Hestenes and Stiefel 1952), for a stack of tasks with an A each.
 
     matvec(v) -> A v and b are lists of (tasks, ...); A is symmetric, and met only in these products. x0: the start,
-    zero by default. Always `steps` products are made. A task keeps its solution once ‖b − A x‖ ≤ tol ‖b‖; one that
-    meets negative curvature stops at its last iterate and says so. The result is a leaf.
+    zero by default; a product more gives its residual. Always `steps` products are made. A task keeps its solution once
+    ‖b − A x‖ ≤ tol ‖b‖, or that of rounding; one that meets negative curvature stops at its last iterate and says so.
+    The result is a leaf.
     """
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, got {steps}")
+    tol = max(tol, np.finfo(b[0].dtype).eps)
     x = [Tensor(np.zeros_like(b_i.data)) for b_i in b] if x0 is None else x0
     r = b if x0 is None else [b_i - a_i for b_i, a_i in zip(b, matvec(x0))]
     p, rr, enough = r, dot(r, r), tol**2 * dot(b, b)

@@ -92,6 +92,9 @@ class Tensor:
         name = function.__name__
         raise TypeError(f"np.{name} would lose the graph: use tm.{name} if there is one, or t.data for the bare array")
 
+    def __reduce__(self):  # a copy or a pickle is a leaf
+        return Tensor, (self.data,)
+
     __int__ = __float__
 
 
@@ -132,7 +135,8 @@ def apply(kernel, *inputs, pullbacks=()):
 
     kernel(*arrays, out=None) returns an array, written into `out` if that is given; it can be run again at any time.
     pullbacks: one per input, (z, z̄) -> x̄ in Tensor ops, or None for an input without a derivative (a mask, an index).
-    None at all: z is piecewise constant. The engine hands z to the pullback, so that none needs to close over its own
+    None at all: z is piecewise constant. A pullback makes no use of grad and vjp: what it computes is recorded only if
+    its own derivative is wanted. The engine hands z to the pullback, so that none needs to close over its own
     output; graphs then have no reference cycles and are freed at once.
     """
     data = kernel(*[x.data for x in inputs])

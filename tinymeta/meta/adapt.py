@@ -14,7 +14,7 @@ subtracts. θ itself is never changed.
 
 from ..ops import broadcast_to
 from ..solvers import gradient_descent, sgd
-from ..tensor import Tensor, ancestors, check_targets, describe, stop_gradient
+from ..tensor import FLOATS, Tensor, ancestors, describe, stop_gradient
 
 
 def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd):
@@ -24,7 +24,6 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     batch(support, step): the data of that step, for inner minibatches; the whole support by default.
     rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
     """
-    theta = check_theta(theta)
     tasks = count_tasks(support)
     phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
     if not create_graph:
@@ -36,16 +35,24 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     return gradient_descent(support_loss, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
 
 
-def check_theta(theta):
-    """θ as a list of leaves. If the graph of its updates hung on it, an outer loop would never free any."""
-    theta = check_targets(theta)
+def check(theta, support, query):
+    """θ as a list of leaves, once it is clear that θ and data are what every algorithm takes.
+
+    A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
+    """
+    count_tasks(support, query)
+    theta = list(theta)
+    if not theta:
+        raise ValueError("theta is empty: it is the list of parameters to learn")
     for i, t in enumerate(theta):
+        if not isinstance(t, Tensor) or t.dtype not in FLOATS:
+            raise TypeError(f"theta[{i}] is {describe(t)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
         if t.inputs:
             raise ValueError(
                 f"theta[{i}] is the result of {t.op} and would keep all that it was computed from: cut it, and the"
                 " optimiser's state too, with theta, state = tm.stop_gradient((theta, state))"
             )
-    return theta
+    return stop_gradient(theta)
 
 
 def task_losses(loss, phi, data):

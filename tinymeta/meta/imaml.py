@@ -16,8 +16,8 @@ import warnings
 
 from ..ops import mean, sum
 from ..solvers import cg, dot, sgd
-from ..tensor import grad, stop_gradient, vjp
-from .adapt import adapt, count_tasks, task_losses
+from ..tensor import Tensor, grad, stop_gradient, vjp
+from .adapt import adapt, check, count_tasks, task_losses
 
 
 def imaml(loss, theta, support, query, *, lam, alpha, steps, cg_steps, batch=None, rule=sgd, report=False):
@@ -26,7 +26,8 @@ def imaml(loss, theta, support, query, *, lam, alpha, steps, cg_steps, batch=Non
     lam: λ > 0, large enough that G is convex around φ*, or the solution doesn't move smoothly with θ.
     cg_steps, report: see `implicit_gradient`. batch, rule: see `adapt`.
     """
-    count_tasks(support, query)
+    check_lam(lam)
+    theta = check(theta, support, query)
     phi = adapt(proximal(loss, theta, lam), theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
     return implicit_gradient(loss, phi, support, query, lam=lam, cg_steps=cg_steps, report=report)
 
@@ -36,9 +37,14 @@ def proximal(loss, theta, lam):
 
     def g(phi, data):
         away = [p - t for p, t in zip(phi, theta)]
-        return loss(phi, data) + lam / 2 * dot(away, away)
+        return task_losses(loss, phi, data) + lam / 2 * dot(away, away)
 
     return g
+
+
+def check_lam(lam):
+    if not lam > 0:
+        raise ValueError(f"lam must be positive, got {lam}: it weighs the pull toward θ")
 
 
 def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, report=False):
@@ -48,10 +54,9 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, re
     tol: residual, relative to ‖∇L_q(φ)‖, at which a task is done. report=True appends cg's `Solution`: residuals,
     iterations and negative curvature per task. Without it a RuntimeWarning counts the tasks of negative curvature.
     """
-    if not lam > 0:
-        raise ValueError(f"lam must be positive, got {lam}: it weighs the pull toward θ")
+    check_lam(lam)
+    phi = stop_gradient([Tensor(p) for p in phi])
     count_tasks(support, query, phi)
-    phi = stop_gradient(phi)
     query_losses = task_losses(loss, phi, query)
     b = grad(sum(query_losses), phi)
     g = grad(sum(task_losses(loss, phi, support)), phi, create_graph=True)  # one graph, walked by every product

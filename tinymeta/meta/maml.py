@@ -16,7 +16,7 @@ memory of the K graphs. First-order MAML leaves the loop out, v = ∇L_q(φ), as
 from ..ops import mean, sum
 from ..solvers import sgd
 from ..tensor import grad, stop_gradient
-from .adapt import adapt, count_tasks, task_losses
+from .adapt import adapt, check, task_losses
 
 
 def maml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
@@ -24,7 +24,7 @@ def maml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
 
     alpha: inner step size. batch, rule: see `adapt`. steps=0 gives the plain gradient of the query loss.
     """
-    count_tasks(support, query)
+    theta = check(theta, support, query)
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, create_graph=True, batch=batch, rule=rule)
     query_loss = mean(task_losses(loss, phi, query))
     meta_grad = grad(query_loss, theta)  # through every inner step, down to θ
@@ -33,7 +33,7 @@ def maml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
 
 def fomaml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
     """(query loss, mean over tasks of ∇L_q(φ)). As `maml`, but the memory doesn't grow with `steps`."""
-    count_tasks(support, query)
+    theta = check(theta, support, query)
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
     query_loss = mean(task_losses(loss, phi, query))
     meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ

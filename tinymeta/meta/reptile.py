@@ -10,7 +10,7 @@ way enter, and with them the second-order term that makes the gradients of a tas
 from ..ops import mean
 from ..solvers import sgd
 from ..tensor import stop_gradient
-from .adapt import adapt, count_tasks, task_losses
+from .adapt import adapt, check, task_losses
 
 
 def reptile(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
@@ -18,7 +18,7 @@ def reptile(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
 
     alpha: inner step size. batch, rule: see `adapt`.
     """
-    count_tasks(support, query)
+    theta = check(theta, support, query)
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
     query_loss = mean(task_losses(loss, phi, query))
     return stop_gradient((query_loss, [t - mean(p, axis=0) for t, p in zip(theta, phi)]))

@@ -1,0 +1,51 @@
+"""A picture of characters: Omniglot's, and the generated ones that stand in for them where there are no real images.
+
+Each column is a character, its three rows are three people's drawings of it.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import report
+from tinymeta.tasks import glyphs, omniglot
+
+COLUMNS, DRAWERS = 20, 3
+
+
+def sheet(characters, seed):
+    """(rows, columns) of grey levels: COLUMNS characters, DRAWERS drawings of each, white lines between."""
+    rng = np.random.default_rng(seed)
+    which = rng.choice(len(characters.images), COLUMNS, replace=False)
+    images = 255 - characters.images[np.sort(which)][:, :DRAWERS]
+    framed = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)), constant_values=255)
+    return framed.transpose(1, 2, 0, 3).reshape(DRAWERS * 32, COLUMNS * 32)
+
+
+def main(argv=None):
+    parser = report.parser(__doc__, "example: python -m benchmarks.characters --out benchmarks/results   (5 seconds)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where Omniglot is (default: $TINYMETA_DATA, cache)")
+    args = parser.parse_args(argv)
+    sets = [glyphs.load()]
+    try:
+        if omniglot.find(args.data):
+            sets.insert(0, omniglot.load(args.data))
+    except (OSError, ValueError) as error:
+        parser.error(error)
+    plt = report.pyplot()
+    if plt is None:
+        sys.exit(1)
+    figure, axes = plt.subplots(len(sets), 1, figsize=(9, 1.6 * len(sets)), squeeze=False)
+    for axis, characters in zip(axes.flat, sets):
+        axis.imshow(sheet(characters, args.seed), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(characters.name, loc="left")
+        axis.axis("off")
+    figure.tight_layout()
+    args.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out / "characters.png")
+    print(f"picture: {args.out / 'characters.png'}")
+
+
+if __name__ == "__main__":
+    main()
