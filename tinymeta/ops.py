@@ -8,7 +8,6 @@ Singular points, as in NumPy: log 0, x / 0, and x^p at 0 for p < 1 (so sqrt 0). 
 open: relu'(0) = abs'(0) = 0, and tied winners of max share the gradient equally.
 """
 
-import builtins
 import math
 import operator
 from functools import partial
@@ -23,25 +22,29 @@ def operands(op, x, y, beside=()):
     """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask)."""
     if type(x) is type(y) is Tensor and x.data.shape == y.data.shape and x.data.dtype == y.data.dtype and not beside:
         return x, y  # nearly always
-    xs = alike(op, x, y)
-    shapes = [t.shape for t in xs if t.kernel is not number]
-    shape = broadcast_shape(op, beside, *shapes)
-    return [t if t.kernel is number else broadcast_to(t, shape) for t in xs]
+    x, y = alike(op, x, y)
+    shapes = [t.data.shape for t in (x, y) if t.kernel is not number] + [beside] * bool(beside)
+    if len(set(shapes)) < 2:
+        return x, y
+    shape = broadcast_shape(op, *shapes)
+    return [t if t.kernel is number else broadcast_to(t, shape) for t in (x, y)]
 
-def alike(op, *xs):
-    """The operands as Tensors of one type: all floats take the same, integers and booleans that of the floats beside.
+def alike(op, x, y):
+    """x and y as Tensors of one type: of two floats the same is asked, integers and booleans take that of the floats.
 
     float32 and float64 don't mix: that would double a model's memory without a word. A plain number takes the type of
-    the others; it stays 0-d, which NumPy broadcasts, because nobody can ask for its gradient.
+    the other; it stays 0-d, which NumPy broadcasts, because nobody can ask for its gradient.
     """
-    tensors = [x if isinstance(x, NUMBERS) else Tensor(x) for x in xs]
-    dtypes = {x.dtype for x in tensors if type(x) is Tensor}
-    floats = dtypes.intersection(FLOATS)
-    if len(floats) > 1:
-        raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
-    numbers = {int if isinstance(x, (int, np.integer)) else float for x in tensors if type(x) is not Tensor}
-    dtype = floats.pop() if floats else np.result_type(*dtypes, *(numbers if dtypes else [float]))
-    return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in tensors]
+    xs = [x if isinstance(x, NUMBERS) else Tensor(x) for x in (x, y)]
+    dtypes = {x.data.dtype for x in xs if type(x) is Tensor}
+    if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):
+        floats = dtypes.intersection(FLOATS)
+        if len(floats) > 1:
+            raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
+        numbers = [int if isinstance(x, (int, np.integer)) else float for x in xs if type(x) is not Tensor]
+        dtypes = floats or {np.result_type(*dtypes, *(numbers if dtypes else [float]))}
+    dtype = dtypes.pop()
+    return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in xs]
 
 def number():
     """Stands as the kernel of a number that was written into a formula."""
@@ -286,7 +289,7 @@ def swapaxes(x, axis1, axis2):
 def astype(x, dtype):
     """y = x in another type        x̄ = ȳ in x's type, if both are floats"""
     x, dtype = Tensor(x), np.dtype(dtype)
-    if x.dtype == dtype:
+    if x.data.dtype == dtype:
         return x
     if dtype not in FLOATS + DATA:
         raise TypeError(f"astype: a Tensor holds float32, float64, integers or booleans, not {dtype}")
@@ -387,7 +390,7 @@ def where(mask, x, y):
     """
     mask = mask_of(mask)
     x, y = operands("where", x, y, beside=mask.shape)
-    mask = broadcast_to(mask, broadcast_shape("where", mask.shape, x.shape, y.shape))
+    mask = broadcast_to(mask, broadcast_shape("where", mask.shape, x.shape, y.shape))  # numbers have shape ()
     pullbacks = None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)
     return apply(_where, mask, x, y, pullbacks=pullbacks)
 
@@ -478,10 +481,10 @@ def broadcasts(shape, to):
     return len(shape) <= len(to) and all(m == n or m == 1 for m, n in zip(shape[::-1], to[::-1]))
 
 def broadcast_shape(op, *shapes):
-    """The shape that all of these broadcast to: quick where one of them is it, which is nearly always."""
-    widest = builtins.max(shapes, key=lambda shape: (len(shape), math.prod(shape)))
-    if all(broadcasts(shape, widest) for shape in shapes):
-        return widest
+    """The shape that all of these broadcast to: nearly always one of them."""
+    for shape in shapes:
+        if all(broadcasts(other, shape) for other in shapes):
+            return shape
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
