@@ -16,14 +16,15 @@ def parser(description, epilog):
     """An argument parser with the options that every benchmark takes."""
     as_written = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=as_written)
+    p.error = lambda message: p.exit(2, f"{p.prog}: error: {' '.join(str(message).split())}\n")  # one line, no usage
     p.add_argument("--seed", type=int, default=0, help="of initial weights and training tasks (default 0)")
     p.add_argument("--json", type=Path, metavar="PATH", help="write figures, settings, machine and versions there")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("out"), help="directory for pictures (default: out)")
     return p
 
 
-def progress(name, total, note):
-    """Iterate over range(total) with a bar; as plain lines, ten in all, where there is no terminal or no tqdm.
+def progress(name, total, note, first=0):
+    """Iterate over range(first, total) with a bar; as plain lines, ten in all, where there is no terminal or no tqdm.
 
     note(): a short text such as the loss, asked for whenever the display changes.
     """
@@ -32,11 +33,11 @@ def progress(name, total, note):
         try:
             from tqdm import tqdm
 
-            bar = tqdm(total=total, desc=name, mininterval=0.5, dynamic_ncols=True)
+            bar = tqdm(total=total, initial=first, desc=name, mininterval=0.5, dynamic_ncols=True)
         except ImportError:
             pass
     start = time.perf_counter()
-    for i in range(total):
+    for i in range(first, total):
         yield i
         done = i + 1
         if bar is not None:
@@ -45,7 +46,7 @@ def progress(name, total, note):
             bar.update()
         elif done * 10 // total > i * 10 // total:
             spent = time.perf_counter() - start
-            left = spent / done * (total - done)
+            left = spent / (done - first) * (total - done)
             print(f"{name}  {done}/{total}  {note()}  {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
     if bar is not None:
         bar.close()

@@ -1,0 +1,63 @@
+"""A training's state on disk: one .npz, replaced whole or not at all, and read only if its content is what was written.
+
+The state is a tree of dicts and lists with numbers, text, None, arrays and Tensors. The file holds the tree as JSON,
+with a number in the place of each array, the arrays, and a SHA-256 of all of it. Nothing in it is ever executed.
+"""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+
+import tinymeta as tm
+from tinymeta.tasks.omniglot import write_whole
+
+FORMAT = 1  # to be raised when what a state holds, or what it means, changes
+
+
+def save(path, state):
+    """Write the tree. Killed at any moment, the file at `path` is the one before or the one after."""
+    arrays = []
+
+    def number(x):
+        if not isinstance(x, (tm.Tensor, np.ndarray)):
+            raise TypeError(f"a checkpoint holds numbers, text, arrays and Tensors, not {x!r}")
+        arrays.append(x.data if isinstance(x, tm.Tensor) else x)
+        return {"tensor" if isinstance(x, tm.Tensor) else "array": len(arrays) - 1}
+
+    tree = json.dumps({"format": FORMAT, "state": state}, default=number)
+    content = {f"array{i}": a for i, a in enumerate(arrays)}
+    file = io.BytesIO()
+    np.savez(file, tree=tree, digest=digest(tree, content), **content)
+    write_whole(path, file.getvalue())
+
+
+def load(path):
+    """The tree of `save`. OSError if there is no such file, ValueError if it is damaged or something else."""
+    data = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        tree, stored = content.pop("tree").item(), content.pop("digest").item()
+    except Exception as error:  # there is no list of what NumPy and zipfile raise on damaged files
+        raise ValueError(f"{path} is no checkpoint, or a damaged one ({' '.join(str(error).split())})") from error
+    if stored != digest(tree, content):
+        raise ValueError(f"{path} is damaged: the SHA-256 of its content is not the one it was written with")
+
+    def value(part):
+        if part.keys() == {"array"}:
+            return content[f"array{part['array']}"]
+        return tm.Tensor(content[f"array{part['tensor']}"]) if part.keys() == {"tensor"} else part
+
+    tree = json.loads(tree, object_hook=value)
+    if tree["format"] != FORMAT:
+        raise ValueError(f"{path} has format {tree['format']}, this version reads and writes format {FORMAT}")
+    return tree["state"]
+
+
+def digest(tree, content):
+    sha = hashlib.sha256(tree.encode())
+    for name, a in sorted(content.items()):
+        sha.update(f"{name} {a.dtype.str} {a.shape}\n".encode() + a.tobytes())
+    return sha.hexdigest()

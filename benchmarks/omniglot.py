@@ -1,0 +1,568 @@
+"""Characters from one or a few examples: MAML, FO-MAML, Reptile and iMAML on Omniglot, after Finn et al. 2017, 5.2.
+
+A task shows N characters that were never seen in training, K drawings of each. A convnet adapts to those by gradient
+steps on their cross-entropy and is judged on other drawings. Training draws fresh tasks from the training characters,
+each turned by 0, 90, 180 and 270 degrees as four classes; the θ with the best accuracy on validation characters is
+kept; then come the test characters, not turned, in at least 600 tasks.
+
+Prints the accuracy after 0 ... T steps, ± 1.96 standard errors over tasks, beside that of the untrained network and
+the published one, and draws the learning curve, the accuracy over steps, and a task with its predictions.
+
+The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
+mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here (--preset papers); the other presets have 0.4.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import tinymeta as tm
+from benchmarks import checkpoint, report
+from tinymeta.tasks import episodes, glyphs, omniglot
+
+SPLIT_SEED = 0  # the same test characters for every --seed
+TEST_SEED, VALIDATION_SEED, TRAINING_SEED, WEIGHTS_SEED = 1, 2, 3, 4  # first words of the generators' seeds
+VALIDATIONS = 20  # in a training
+CURVE = 10  # the accuracy is followed at least so many steps
+COLUMNS = (0, 1, 2, 3, 5, 10, 16, 25, 50)  # the steps that the table shows
+IMAGES = 500  # evaluated at once: bounds the memory, whatever the number of tasks
+
+TITLES = {"maml": "MAML", "fomaml": "FO-MAML", "reptile": "Reptile", "imaml": "iMAML"}
+
+SIZES = (5, 1), (5, 5), (20, 1), (20, 5)  # ways and shots of the published figures
+PUBLISHED = {  # on Omniglot, % and ±; by method and whether transductive
+    ("maml", True): ("Finn et al. 2017, Table 1", (98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
+    ("fomaml", True): ("Nichol et al. 2018, Table 2", (98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
+    ("reptile", False): ("Nichol et al. 2018, Table 2", (95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
+    ("reptile", True): ("Nichol et al. 2018, Table 2", (97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
+    ("imaml", True): ("Rajeswaran et al. 2019, Table 2", (99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.10)),
+}
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that the bytes of a training depend on, and what its test needs."""
+
+    method: str
+    data: str
+    seed: int
+    ways: int
+    shots: int  # at test
+    training_shots: int
+    queries: int  # of a class, in training
+    test_queries: int
+    tasks: int  # an iteration
+    iterations: int
+    alpha: float  # inner step
+    steps: int
+    test_steps: int  # whose accuracy is the score
+    beta: float  # outer step, the first one if it decays
+    decay: str
+    lam: float | None = None  # iMAML: λ and conjugate gradient steps
+    cg_steps: int | None = None
+    batch: int | None = None  # examples of an inner step; None: the whole support
+    test_batch: int | None = None
+    validation_tasks: int = 200
+    filters: int = 64
+    flatten: bool = False  # the head sees all pixels of the last block, not their mean
+
+
+OURS = dict(alpha=0.4, steps=1, test_steps=3, tasks=16, queries=5, beta=2e-3, decay="cosine")
+MAML = dict(alpha=2.0, steps=1, test_steps=3, tasks=32, beta=1e-3, decay="none", iterations=60_000)  # Finn, App. A.1
+REPTILE = dict(alpha=1e-3, steps=5, batch=10, training_shots=10, queries=1, tasks=5, beta=1.0, decay="linear",
+               test_steps=50, test_batch=5, test_queries=1, validation_tasks=50, flatten=True)  # fmt: skip
+IMAML = dict(alpha=0.1, steps=16, test_steps=16, lam=2.0, cg_steps=5, tasks=32, beta=1e-3, decay="none",
+             validation_tasks=100, flatten=True)  # fmt: skip
+PRESETS = {
+    "small": {  # minutes
+        "maml": OURS | dict(filters=32, iterations=1500),
+        "fomaml": OURS | dict(filters=32, iterations=2000),
+        "reptile": REPTILE | dict(filters=32, iterations=3000),
+        "imaml": IMAML | dict(filters=32, tasks=16, queries=5, iterations=300, beta=2e-3, decay="cosine"),
+    },
+    "long": {  # half an hour
+        "maml": OURS | dict(iterations=3200),
+        "fomaml": OURS | dict(iterations=4800),
+        "reptile": REPTILE | dict(iterations=10_000),
+        "imaml": IMAML | dict(tasks=16, queries=5, iterations=1000, beta=2e-3, decay="cosine"),
+    },
+    "papers": {  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et al., Table 2 and their code
+        "maml": MAML,
+        "fomaml": MAML,
+        "reptile": REPTILE | dict(iterations=100_000),
+        "imaml": IMAML | dict(iterations=20_000),
+    },
+}
+TWENTY = {  # the papers' settings for 20 ways, where they differ; the inner step too is 2.0 = 20 × 0.1
+    "maml": dict(tasks=16, steps=5, test_steps=5),
+    "fomaml": dict(tasks=16, steps=5, test_steps=5),
+    "reptile": dict(alpha=5e-4, steps=10, batch=20, test_batch=10, iterations=200_000),
+    "imaml": dict(steps=25, test_steps=25),
+}
+
+
+def settings(args, data):
+    """The preset, and what the command line says instead. Where neither says, there are as many queries as shots."""
+    method, ways, shots = args.method or "maml", args.ways or 5, args.shots or 1
+    preset = PRESETS[args.preset or "small"][method]
+    chosen = dict(training_shots=shots, queries=shots, test_queries=shots) | preset
+    if ways >= 20:
+        chosen |= TWENTY[method]
+        if args.preset != "papers":  # as long, and with as many images an iteration, as for 5 ways
+            chosen |= dict(iterations=preset["iterations"], tasks=-(-preset["tasks"] // 4))
+    chosen |= {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    return Settings(**chosen, method=method, data=data, seed=args.seed or 0, ways=ways, shots=shots)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def load_data(args, wanted=None):
+    """Characters: Omniglot where it is found, or else the generated ones, which is said. wanted: take only that one."""
+    if args.download:
+        show = lambda done, total: print(f"\r{done >> 10} KiB ", end="", file=sys.stderr, flush=True)
+        folder = omniglot.download(args.data, show if sys.stderr.isatty() else None)
+        print(f"Omniglot is in {folder}", file=sys.stderr)
+    if args.glyphs or wanted == "glyphs":
+        return glyphs.load()
+    if wanted is None and omniglot.find(args.data) is None:
+        print(
+            "data: glyphs, drawn by a program, because Omniglot was not found: --download fetches the real images,"
+            " --data PATH or $TINYMETA_DATA says where they are"
+        )
+        return glyphs.load()
+    return omniglot.load(args.data)
+
+
+def roles(s, characters):
+    """{"train", "validation", "test"} of Characters, once it is clear that the tasks can be drawn from them."""
+    train, validation, test = episodes.split(characters, SPLIT_SEED)
+    parts = {"train": episodes.with_rotations(train), "validation": validation, "test": test}
+    episodes.check_sizes(parts["train"], s.tasks, s.ways, s.training_shots, s.queries)
+    for role in ("validation", "test"):
+        episodes.check_sizes(parts[role], 1, s.ways, s.shots, s.test_queries)
+    return parts
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def loss_of(s):
+    def cross_entropy(phi, data):
+        images, labels = data
+        return tm.nn.cross_entropy(tm.nn.convnet(phi, images, flatten=s.flatten), labels)
+
+    return cross_entropy
+
+
+def inner(s, batch):
+    """Arguments that all methods, and their adaptation at test, have in common."""
+    rule = partial(tm.solvers.adam, beta1=0.0) if s.method == "reptile" else tm.solvers.sgd
+    return dict(alpha=s.alpha, rule=rule, batch=batch and partial(minibatch, batch))
+
+
+def minibatch(size, support, step):
+    """Examples of one inner step: the support in runs of `size`, from its beginning again after its end."""
+    images, labels = support
+    index = (step * size + np.arange(size)) % labels.shape[1]
+    return images[:, index], labels[:, index]
+
+
+def outer_step(s, done):
+    """β after that share of the training."""
+    return s.beta * {"none": 1.0, "linear": 1 - done, "cosine": (1 + np.cos(np.pi * done)) / 2}[s.decay]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training after some iterations. Each makes a new one, so that an interrupt at any moment leaves a whole one."""
+
+    iteration: int
+    theta: list
+    outer: list | None  # the optimiser's state
+    best: list  # θ with the best accuracy on validation tasks, the latest among equals
+    validations: list  # [iteration, accuracy]
+    losses: np.ndarray  # (iterations,): of the query; filled as it goes, as is
+    negative: np.ndarray  # (iterations,): iMAML's share of tasks with negative curvature
+
+
+def begin(s):
+    rng = np.random.default_rng([WEIGHTS_SEED, s.seed])
+    theta = tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None)
+    return Run(0, theta, None, theta, [], *np.zeros((2, s.iterations), np.float32))
+
+
+def advance(s, run, parts, clock):
+    """One iteration on. Its tasks depend on (seed, iteration) alone, so no generator has a state to be kept."""
+    i, algorithm = run.iteration, getattr(tm.meta, s.method)
+    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, report=True) if s.lam else {}
+    with clock("sampling"):
+        rng = np.random.default_rng([TRAINING_SEED, s.seed, i])
+        data = episodes.draw_episodes(rng, parts["train"], s.tasks, s.ways, s.training_shots, s.queries)
+    with clock("step"):
+        loss, meta_grad, *cg = algorithm(loss_of(s), run.theta, *data, steps=s.steps, **inner(s, s.batch), **implicit)
+        rule = tm.solvers.sgd if s.method == "reptile" else tm.solvers.adam
+        theta, outer = tm.stop_gradient(rule(run.theta, meta_grad, run.outer, lr=outer_step(s, i / s.iterations)))
+        report.require_finite(TITLES[s.method], i, loss, theta)
+    run.losses[i] = loss.item()
+    run.negative[i] = cg[0].negative_curvature.data.mean() if cg else 0
+    run = dataclasses.replace(run, iteration=i + 1, theta=theta, outer=outer)
+    if (i + 1) % -(-s.iterations // VALIDATIONS) and i + 1 < s.iterations:
+        return run
+    with clock("validation"):
+        tasks = parts["validation"], VALIDATION_SEED, s.validation_tasks
+        accuracy = evaluate(s, theta, *tasks, steps=[s.test_steps]).mean()
+    best = theta if all(accuracy >= other for _, other in run.validations) else run.best
+    return dataclasses.replace(run, best=best, validations=[*run.validations, [i + 1, accuracy]])
+
+
+def train(s, run, parts, save, save_every, clock):
+    """The finished Run. Saved every `save_every` seconds, at the end, and when interrupted."""
+
+    def note():
+        recent = slice(max(0, run.iteration - 100), run.iteration)
+        curvature = f", negative curvature in {run.negative[recent].mean():.1%} of tasks" if s.lam else ""
+        validation = f", validation {run.validations[-1][1]:.1%}" if run.validations else ""
+        return f"loss {run.losses[recent].mean():.3f}{validation}{curvature}"
+
+    saved = time.monotonic()
+    try:
+        for _ in report.progress(TITLES[s.method], s.iterations, note, first=run.iteration):
+            run = advance(s, run, parts, clock)
+            if time.monotonic() - saved >= save_every:
+                save(run)
+                saved = time.monotonic()
+    finally:  # also after an interrupt, and before an iteration that gave no finite numbers
+        save(run)
+    return run
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def predict(s, phi, support, images, transductive=True):
+    """Logits (tasks, queries, ways) of query images (tasks, queries, 28, 28, 1).
+
+    Batch norm takes its statistics over all queries of a task; or, not transductive, over the support and that one
+    query: each query then goes through the network in a batch of its own, with the support beside it.
+    """
+    if transductive:
+        return tm.nn.convnet(phi, images, flatten=s.flatten).data
+    parts, (tasks, n) = [], support[1].shape
+    each = max(1, IMAGES // (tasks * (n + 1)))  # queries at once
+    for start in range(0, images.shape[1], each):
+        query = images[:, start : start + each, None]  # (tasks, each, 1, 28, 28, 1)
+        beside = np.broadcast_to(support[0][:, None], (*query.shape[:2], n, *query.shape[3:]))
+        batches = np.concatenate([beside, query], axis=2)
+        parts.append(tm.nn.convnet([p[:, None] for p in phi], batches, flatten=s.flatten).data[:, :, -1])
+    return np.concatenate(parts, axis=1)
+
+
+def adapt(s, theta, support, steps, visit):
+    """Adapt as in training, iMAML on its proximal problem, and call visit(k, phi) after k = 0 ... steps steps."""
+    arguments = inner(s, s.test_batch)
+    rule, k = arguments.pop("rule"), 0
+
+    def watched(params, grads, state, *, lr):
+        nonlocal k
+        (phi, state), k = rule(params, grads, state, lr=lr), k + 1
+        visit(k, phi)
+        return phi, state
+
+    objective = tm.meta.proximal(loss_of(s), theta, s.lam) if s.lam else loss_of(s)
+    visit(0, [tm.broadcast_to(t, (len(support[0]), *t.shape)) for t in theta])
+    tm.meta.adapt(objective, theta, support, steps=steps, rule=watched, **arguments)
+
+
+def evaluate(s, theta, characters, seed, tasks, steps, transductive=True):
+    """Accuracy of tasks 0, .., tasks−1 of that seed after each number of steps: (len(steps), tasks)."""
+
+    def accuracies(start, stop):
+        sizes = s.ways, s.shots, s.test_queries
+        support, (images, labels) = episodes.test_episodes(seed, characters, start, stop, *sizes)
+        curve = []
+
+        def judge(k, phi):
+            if k in steps:
+                chosen = predict(s, phi, support, images, transductive).argmax(axis=-1)
+                curve.append((chosen == labels).mean(axis=-1))
+
+        adapt(s, theta, support, max(steps), judge)
+        return curve
+
+    size = max(1, IMAGES // (s.ways * (s.shots + s.test_queries)))  # tasks at once
+    return np.concatenate([accuracies(i, min(i + size, tasks)) for i in range(0, tasks, size)], axis=1)
+
+
+def summary(accuracies):
+    """Mean and 1.96 standard errors over tasks, in %, after each number of steps."""
+    standard_error = accuracies.std(axis=1) / np.sqrt(accuracies.shape[1])
+    return {"mean": (100 * accuracies.mean(axis=1)).tolist(), "half_width": (196 * standard_error).tolist()}
+
+
+def measure(s, run, parts, tasks, transductive):
+    """The figures of the record: curves of the trained and the untrained network, and how the training went."""
+    steps = range(max(CURVE, s.test_steps) + 1)
+    curves = {
+        name: summary(evaluate(s, theta, parts["test"], TEST_SEED, tasks, steps, transductive))
+        for name, theta in (("trained", run.best), ("untrained", begin(s).theta))
+    }
+    return {
+        "data": s.data,
+        "tasks": tasks,
+        "transductive": transductive,
+        "score": {"steps": s.test_steps, **{key: value[s.test_steps] for key, value in curves["trained"].items()}},
+        **curves,
+        "validations": run.validations,
+        "selected": max(run.validations, key=lambda v: (v[1], v[0]))[0],
+        "loss": [float(part.mean()) for part in np.array_split(run.losses, min(200, s.iterations))],
+        "negative_curvature": float(run.negative.mean()) if s.lam else None,
+    }
+
+
+def published(s, figures):
+    """(source, %, ±) of the paper, or None."""
+    source, *values = PUBLISHED.get((s.method, figures["transductive"]), [None])
+    known = dict(zip(SIZES, values)).get((s.ways, s.shots))
+    return known and (source, *known)
+
+
+def lines(s, figures):
+    """The figures as text: the score first."""
+    score, first = figures["score"], {key: value[0] for key, value in figures["trained"].items()}
+    how = "transductive" if figures["transductive"] else "not transductive"
+    columns = [k for k in COLUMNS if k < len(figures["trained"]["mean"])]
+    yield (
+        f"{TITLES[s.method]}, {s.ways}-way {s.shots}-shot, {s.data}, {how}: acc@{score['steps']} ="
+        f" {score['mean']:.2f} ± {score['half_width']:.2f} %  (n = {figures['tasks']} test tasks, queries a class:"
+        f" {s.test_queries}; θ of iteration {figures['selected']}, chosen on validation tasks; seed {s.seed})"
+    )
+    if known := published(s, figures):
+        yield f"published, on Omniglot: {known[1]} ± {known[2]} %  ({known[0]})"
+    yield "accuracy in % after k steps, ± 95 %\n" + " " * 10 + "".join(f"{f'acc@{k}':>14}" for k in columns)
+    for name in ("trained", "untrained"):
+        cells = [f"{figures[name]['mean'][k]:.2f} ±{figures[name]['half_width'][k]:5.2f}" for k in columns]
+        yield f"{name:10}" + "".join(f"{cell:>14}" for cell in cells)
+    chance, band = 100 / s.ways, 4 * first["half_width"] / 1.96
+    verdict = "as it must be" if abs(first["mean"] - chance) <= band else "OUTSIDE THE BAND: do labels leak?"
+    yield f"before adaptation {first['mean']:.2f} %; by chance {chance:.2f} ± {band:.2f} (4 standard errors): {verdict}"
+    if s.lam:
+        yield f"negative curvature met in {figures['negative_curvature']:.1%} of training tasks"
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw_curve(plt, s, figures, path):
+    """Training loss and validation accuracy against iterations."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    loss, color = figures["loss"], "tab:gray"
+    axis.plot(np.linspace(0, s.iterations, len(loss) + 1)[1:], loss, color=color)
+    axis.set(xlabel="iteration", yscale="log", title=f"{TITLES[s.method]}, {s.ways}-way {s.shots}-shot, {s.data}")
+    axis.set_ylabel("query loss in training", color=color)
+    right, color = axis.twinx(), "tab:blue"
+    right.plot(*np.array(figures["validations"]).T * [[1], [100]], marker=".", color=color)
+    right.axvline(figures["selected"], color=color, ls=":", lw=1)
+    right.set_ylabel(f"validation accuracy after {s.test_steps} steps, %", color=color)
+    save_picture(plt, figure, path)
+
+
+def draw_steps(plt, s, figures, path):
+    """Accuracy against adaptation steps: trained, untrained, and the published value."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for name in ("trained", "untrained"):
+        mean, half = (np.array(figures[name][key]) for key in ("mean", "half_width"))
+        (line,) = axis.plot(mean, marker=".", label=f"{TITLES[s.method]}, {name}")
+        axis.fill_between(range(len(mean)), mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+    if known := published(s, figures):
+        axis.axhline(known[1], color="black", ls="--", lw=1, label=f"published, on Omniglot: {known[1]} ± {known[2]}")
+    axis.axhline(100 / s.ways, color="tab:gray", ls=":", lw=1, label="chance")
+    how = "transductive" if figures["transductive"] else "not transductive"
+    title = f"{s.ways}-way {s.shots}-shot, {s.data}, {how}, {figures['tasks']} test tasks"
+    axis.set(xlabel="gradient steps", ylabel="accuracy, %", ylim=(0, 102), title=title)
+    axis.legend(frameon=False)
+    save_picture(plt, figure, path)
+
+
+def draw_task(plt, s, theta, characters, transductive, path):
+    """Test task 0: a column a character, its support above, its queries below with what they were taken for."""
+    support, (images, labels) = episodes.test_episodes(TEST_SEED, characters, 0, 1, s.ways, s.shots, s.test_queries)
+    phis = {}
+    adapt(s, theta, support, s.test_steps, phis.__setitem__)
+    chosen = predict(s, phis[s.test_steps], support, images, transductive)[0].argmax(axis=-1)
+    drawings = np.concatenate([support[0][0], images[0]])[..., 0]
+    figure, axes = plt.subplots(s.shots + s.test_queries, s.ways, figsize=(s.ways, 1.15 * (s.shots + s.test_queries)))
+    for i, (axis, drawing) in enumerate(zip(axes.flat, drawings)):  # every run of `ways` holds each label once
+        query = i - s.ways * s.shots
+        color = "black" if query < 0 else "tab:green" if chosen[query] == labels[0, query] else "tab:red"
+        axis.imshow(1 - drawing, cmap="gray", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{i % s.ways + 1}" if query < 0 else f"→ {chosen[query] + 1}", color=color, fontsize=8, pad=2)
+        for spine in axis.spines.values():
+            spine.set(visible=True, color=color, linewidth=1 if query < 0 else 2)
+    save_picture(plt, figure, path)
+
+
+def save_picture(plt, figure, path):
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+OPTIONS = {"iterations": "", "tasks": "of an iteration", "queries": "of a class in training", "filters": "of a layer"}
+
+EXAMPLES = """\
+examples, with their time on 2 cores:
+  python -m benchmarks.omniglot                                    MAML, 5-way 1-shot, 32 filters: 5 minutes
+  python -m benchmarks.omniglot --preset long --method reptile     half an hour, 64 filters
+  python -m benchmarks.omniglot --preset papers --ways 20          the published training: a day and more
+  python -m benchmarks.omniglot --evaluate out/omniglot_5way_1shot_maml.npz --not-transductive
+Ctrl-C saves; the same command with --resume goes on and ends with the same bytes as if nothing had happened.
+"""
+
+
+class Clock(dict):
+    """Seconds spent, by what they were spent on."""
+
+    @contextmanager
+    def __call__(self, name):
+        start = time.perf_counter()
+        yield
+        self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+def at_least(least):
+    """The type of an option: a whole number, no smaller."""
+
+    def number(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text}")
+        return int(text)
+
+    return number
+
+
+def arguments():
+    p = report.parser(__doc__, EXAMPLES)
+    p.set_defaults(seed=None)  # told or not, as all that a checkpoint knows too
+    p.add_argument("--method", choices=TITLES, help="default: maml")
+    p.add_argument("--ways", type=at_least(2), metavar="N", help="characters of a task (default 5)")
+    p.add_argument("--shots", type=at_least(1), metavar="K", help="drawings of each to adapt to (default 1)")
+    p.add_argument("--preset", choices=PRESETS, help="small (default): minutes; long: half an hour")
+    for name, what in OPTIONS.items():
+        p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=f"{what} instead of the preset's".strip())
+    p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
+    p.add_argument("--not-transductive", action="store_true", help="test: batch norm over the support and one query")
+    data = p.add_mutually_exclusive_group()
+    data.add_argument("--data", type=Path, metavar="PATH", help="folder with Omniglot's two zips, or one of the zips")
+    data.add_argument("--glyphs", action="store_true", help="the generated characters, even where Omniglot is found")
+    p.add_argument("--download", action="store_true", help="fetch the two zips into --data or the cache directory")
+    p.add_argument("--checkpoint", type=Path, metavar="PATH", help="default: in --out, named after task and method")
+    p.add_argument("--save-every", type=at_least(0), metavar="SECONDS", default=120, help="default 120")
+    start = p.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    start.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only test it, on the data it is made for")
+    return p
+
+
+def prepare(args):
+    """(settings, run, characters by role, where to save it or None) with all that can be wrong found out at once."""
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {args.seed}")
+    if args.glyphs and args.download:
+        raise ValueError("--download fetches the real images, --glyphs leaves them aside: choose one")
+    if args.evaluate and (args.checkpoint or args.preset):
+        raise ValueError("--evaluate trains nothing: --checkpoint and --preset have no place beside it")
+    if args.evaluate:
+        s, run = restore(args.evaluate)
+        given = {name: getattr(args, name) for name in ("method", "ways", "shots", "seed", *OPTIONS)}
+        given["data"] = "glyphs" if args.glyphs else "omniglot" if args.data or args.download else None
+        must_agree(args.evaluate, s, {name: value for name, value in given.items() if value is not None})
+        if not run.validations:
+            raise ValueError(f"{args.evaluate} has no validated parameters yet: it is at iteration {run.iteration}")
+        parts, path = roles(s, load_data(args, wanted=s.data)), None
+    else:
+        characters = load_data(args)
+        s = settings(args, characters.name)
+        parts, path, run = roles(s, characters), args.checkpoint or args.out / f"{name_of(s)}.npz", begin(s)
+        if path.exists():
+            stored, run = restore(path)
+            if not args.resume:
+                raise ValueError(
+                    f"{path} holds a training, at iteration {run.iteration} of {stored.iterations}: --resume goes on"
+                    " with it, --checkpoint names another place"
+                )
+            must_agree(path, stored, vars(s))
+        elif args.resume:
+            print(f"no checkpoint at {path} yet: starting from the beginning", file=sys.stderr)
+    for file in filter(None, (path, args.json, args.out / "picture")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a directory")
+    return s, run, parts, path
+
+
+def name_of(s):
+    return f"{s.data}_{s.ways}way_{s.shots}shot_{s.method}"
+
+
+def restore(path):
+    """(settings, run) of a checkpoint."""
+    state = checkpoint.load(path)
+    try:
+        return Settings(**state["omniglot"]), Run(**state["run"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is a checkpoint of another benchmark or version ({error})") from error
+
+
+def must_agree(path, stored, wanted):
+    there = vars(stored)
+    differ = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there[name] != value]
+    if differ:
+        raise ValueError(f"{path} is another training: {'; '.join(differ)}")
+
+
+def main(argv=None):
+    parser = arguments()
+    args, start, clock = parser.parse_args(argv), time.perf_counter(), Clock()
+    transductive, path = not args.not_transductive, None
+    try:
+        try:
+            s, run, parts, path = prepare(args)
+        except (OSError, ValueError, ImportError) as error:
+            parser.error(error)
+        if path:
+            save = lambda run: checkpoint.save(path, {"omniglot": vars(s), "run": vars(run)})
+            run = train(s, run, parts, save, args.save_every, clock)
+        with clock("evaluation"):
+            figures = measure(s, run, parts, args.test_tasks, transductive)
+    except KeyboardInterrupt:
+        where = f"; saved in {path}, the same command with --resume goes on from there" if path else ""
+        parser.exit(130, f"\n{parser.prog}: interrupted{where}\n")
+    except (FloatingPointError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: stopped: {error}; {path} holds the last state that was good\n")
+    print(*lines(s, figures), sep="\n")
+    if args.json:
+        seconds = time.perf_counter() - start
+        report.write_json(args.json, figures, vars(s), seconds)
+    if plt := report.pyplot():
+        curve, steps, task = (args.out / f"{name_of(s)}_{what}.png" for what in ("curve", "steps", "task"))
+        draw_curve(plt, s, figures, curve)
+        draw_steps(plt, s, figures, steps)
+        draw_task(plt, s, run.best, parts["test"], transductive, task)
+        print(f"pictures: {curve}, {steps}, {task}")
+    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items()))
+
+
+if __name__ == "__main__":
+    main()
