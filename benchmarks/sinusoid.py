@@ -54,7 +54,7 @@ NONE = dict(alpha=0.0, steps=0)  # no inner step: the plain gradient of the erro
 METHODS = {
     "maml": Method("MAML", tm.meta.maml, MAML, (14_000, 1e-3)),
     "fomaml": Method("FO-MAML", tm.meta.fomaml, MAML, (14_000, 1e-3)),
-    "reptile": Method("Reptile", tm.meta.reptile, REPTILE, (8_000, 1.0), full=(70_000, 0.1), outer=tm.solvers.sgd),
+    "reptile": Method("Reptile", tm.meta.reptile, REPTILE, (9_000, 0.3), full=(70_000, 0.1), outer=tm.solvers.sgd),
     "imaml": Method("iMAML", tm.meta.imaml, IMAML, (2_200, 1e-3), full=(4_000, 1e-3)),  # each costs ten of MAML's
     "pretrained": Method("pretrained", tm.meta.fomaml, NONE, (6_000, 1e-3)),
     "random": Method("random weights", tm.meta.fomaml, NONE, (0, 0.0), full=(0, 0.0)),

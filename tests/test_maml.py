@@ -305,7 +305,7 @@ def test_wrong_losses_and_data_are_refused_by_name(algorithm, options):
         return loss(phi, data).data
 
     for bad, message in [
-        (mean_loss, r"mean_loss returned a Tensor of float64, shape \(\), expected a Tensor of shape \(3,\)"),
+        (mean_loss, r"mean_loss returned a Tensor of float64, shape \(\), expected a Tensor of floats of shape \(3,\)"),
         (detached_loss, "detached_loss does not depend on any parameter"),
         (array_loss, "array_loss returned an array"),
     ]:
@@ -324,6 +324,8 @@ def test_wrong_losses_and_data_are_refused_by_name(algorithm, options):
         algorithm(loss, theta, (np.array(1.0), support[1]), query, alpha=ALPHA, steps=1, **options)
     with pytest.raises(TypeError, match=r"theta\[0\] is an array.*Tensors of floats"):
         algorithm(loss, [t.data for t in theta], support, query, alpha=ALPHA, steps=1, **options)
+    with pytest.raises(TypeError, match=r"theta is a list of Tensors, got a Tensor.*write \[theta\]"):
+        algorithm(loss, theta[0], support, query, alpha=ALPHA, steps=1, **options)
     with pytest.raises(ValueError, match="theta is empty"):
         algorithm(loss, [], support, query, alpha=ALPHA, steps=1, **options)
     with pytest.raises(ValueError, match="steps must be 0 or more"):

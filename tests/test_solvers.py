@@ -96,6 +96,8 @@ def test_shapes_must_agree(rule):
         rule([row], [square], None, lr=0.1)
     with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
         rule([row], [row], None, lr=np.full((4, 1), 0.1))
+    with pytest.raises(ValueError, match="gradient, state, lr must fit"):
+        rule([square], [row], None, lr=0.1)
     if rule is not tm.solvers.sgd:
         _, state = rule([square], [square], None, lr=0.1)
         with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
@@ -173,7 +175,7 @@ def test_a_converged_task_keeps_its_solution_while_others_go_on():
     matvec, bs, flat = problem(a, b)
     solution = tm.solvers.cg(matvec, bs, steps=10, tol=1e-12)
     assert solution.iterations.data[0] == 1 and solution.iterations.data[1] >= 4
-    np.testing.assert_array_equal(flat(solution.x)[0], b[0])
+    np.testing.assert_allclose(flat(solution.x)[0], b[0], rtol=1e-15)
     np.testing.assert_allclose(flat(solution.x)[1], np.linalg.solve(a[1], b[1]), rtol=1e-9)
 
 
@@ -204,6 +206,25 @@ def test_a_start_and_no_steps():
     np.testing.assert_allclose(none.residual.data, np.linalg.norm(b - (a @ b[..., None])[..., 0], axis=1))
     full = tm.solvers.cg(matvec, bs, steps=12, x0=bs, tol=1e-13)
     np.testing.assert_allclose(flat(full.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-24, 1e-12, 1e12, 1e20])
+def test_the_size_of_b_does_not_matter(size):
+    a, b = spd(4, 2).astype(np.float32), RNG.standard_normal((2, 4)).astype(np.float32)
+    matvec, bs, flat = problem(a, b)
+    plain = tm.solvers.cg(matvec, bs, steps=6)
+    scaled = tm.solvers.cg(matvec, [np.float32(size) * b for b in bs], steps=6)
+    np.testing.assert_allclose(flat(scaled.x), np.float32(size) * flat(plain.x), rtol=1e-3)
+    assert not scaled.negative_curvature.data.any()
+
+
+def test_cg_refuses_what_does_not_fit():
+    row = [tm.Tensor(np.ones((2, 1, 3)))]
+    for matvec in (lambda v: [], lambda v: [tm.Tensor(np.ones((2, 3, 3)))]):
+        with pytest.raises(ValueError, match="cg: b has shapes"):
+            tm.solvers.cg(matvec, row, steps=1)
+    with pytest.raises(ValueError, match="b as a list of Tensors"):
+        tm.solvers.cg(lambda v: v, row[0], steps=1)
 
 
 def test_the_tolerance_is_relative_to_b():

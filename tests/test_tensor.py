@@ -291,7 +291,11 @@ REFUSED = [
     (lambda: tm.matmul(np.ones((2, 3, 3)), np.ones((3, 3, 3))), ValueError, "matmul's stacks of shapes"),
     (lambda: tm.where(T, T, T), TypeError, "a mask is boolean.*compare first"),
     (lambda: tm.where(T > 0, T, np.ones(2)), ValueError, "where of shapes"),
-    (lambda: tm.reshape(T, (2, -1)), ValueError, r"\(3,\) has 3 elements"),
+    (lambda: tm.reshape(T, (2, -1)), ValueError, r"\(3,\) has 3 elements, which don't make \(2, -1\)"),
+    (lambda: tm.reshape(tm.Tensor([1.0]), -1, -1), ValueError, "don't make"),
+    (lambda: tm.squeeze(np.zeros((0, 2)), 1), ValueError, "not of size 1"),
+    (lambda: tm.scatter(np.ones(1), [0, 1], 4), ValueError, r"scatter of shape \(1,\).*which has shape \(2,\)"),
+    (lambda: tm.pad(T, (-1, 1)), ValueError, "to crop, use a slice"),
     (lambda: tm.sum(T, axis=1), ValueError, "axis 1 of shape .* it has 1 axes"),
     (lambda: tm.sum(T, axis=(0, -1)), ValueError, "each may be named once"),
     (lambda: tm.transpose(T, (1,)), ValueError, "no order of the 1 axes"),
@@ -302,7 +306,7 @@ REFUSED = [
     (lambda: tm.mean(tm.Tensor(np.ones(0))), ValueError, "nothing to average"),
     (lambda: T[T], TypeError, "integers, slices and booleans"),
     (lambda: T[3], IndexError, "out of bounds"),
-    (lambda: tm.squeeze(T, 0), ValueError, "has 3 elements"),
+    (lambda: tm.squeeze(T, 0), ValueError, "not of size 1"),
 ]  # fmt: skip
 
 

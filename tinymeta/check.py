@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ops import number
-from .tensor import FLOATS, Tensor, describe, graph, op_name, stop_gradient, stopped, vjp
+from .tensor import FLOATS, Tensor, between, describe, graph, op_name, stop_gradient, stopped, vjp
 
 STEP = 6e-6  # ∛ε of float64, where a central difference is most exact; times |x| where that is larger than 1
 FINER = (1, 1 / 30, 1 / 1000)  # where it is too coarse
@@ -42,8 +42,8 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
     in the inputs and in the cotangents. Float64 only: the noise of float32 would pass for an error, or hide one.
 
     xs: a list of arrays or Tensors. tol: largest error allowed, relative to the largest derivative with respect to the
-    same x; beyond it, ten times the rounding error of the largest value in f, divided by the step. What is smaller than
-    that cannot be checked.
+    same x, beside the rounding that the differences show: an error that drowns in the rounding of a larger value is
+    not found.
     Raises GradientError with the order, the worst index, both values, the step, and the first op whose own pullback is
     wrong; KinkError if all that is wrong lies at a kink (of relu, max, abs, ...); TypeError and ValueError for inputs
     that are not float64, and for an f that is not finite, or not the same when called twice.
@@ -77,22 +77,28 @@ def pulled_back(f, n):
 
 
 def check_first_order(f, xs, y_bars, tol, order):
-    def value(*arrays):
+    def terms(*arrays):
         ys = outputs(f, [Tensor(x) for x in arrays])
-        return sum(float((y.data * y_bar.data).sum()) for y, y_bar in zip(ys, y_bars))
+        return np.concatenate([(y.data * y_bar.data).ravel() for y, y_bar in zip(ys, y_bars)])
 
     leaves = [stop_gradient(x) for x in xs]
     ys = outputs(f, leaves)
-    magnitude = largest(graph(*ys)) * max((largest([y_bar]) for y_bar in y_bars), default=0)
+    magnitude = largest(between(ys, leaves)) * largest(y_bars)
     analytic = [g.data for g in vjp(ys, leaves, y_bars)]
-    wrong = compare(analytic, value, [x.data for x in xs], tol, magnitude)
+    wrong = compare(analytic, terms, [x.data for x in xs], tol, magnitude)
     if wrong:
         worst = wrong[0]
         what = f"order {order}, derivative with respect to input {worst.i} at index {worst.index}: {worst}"
-        if worst.kink:
-            mask = find_mask(f, xs, y_bars, worst)
+        culprit = None if worst.kink else find_culprit(f, xs, y_bars, tol)
+        if culprit:
+            raise GradientError(f"{what}\nfirst wrong op: {culprit}")
+        mask = find_mask(f, xs, y_bars, worst)
+        if worst.kink or mask:
+            mask = mask or "f itself jumps, or branches on a value,"
             raise KinkError(f"{what}\n{mask} within the step: the point lies at a kink; move it away")
-        raise GradientError(f"{what}\n{find_culprit(f, xs, y_bars, tol)}")
+        raise GradientError(
+            f"{what}\nevery op's own pullback is right: something cuts a dependence, stop_gradient or .data"
+        )
 
 
 def largest(tensors):
@@ -102,18 +108,30 @@ def largest(tensors):
 
 
 @np.errstate(all="ignore")  # a step that is too coarse may leave the domain
-def compare(analytic, value, arrays, tol, magnitude):
-    """All elements of `analytic` that differ from differences of value(*arrays): the worst first, kinks last."""
-    wrong = []
+def compare(analytic, terms, arrays, tol, magnitude):
+    """All elements of `analytic` that differ from differences of Σ terms(*arrays): the worst first, kinks last.
+
+    magnitude: of the largest value on the way, whose rounding the differences suffer at most.
+    """
+    wrong, eps = [], np.finfo(float).eps
 
     def at(i, index, step):
         x = arrays[i].copy()
         x[index] += step
-        return value(*arrays[:i], x, *arrays[i + 1 :]), x[index]
+        return terms(*arrays[:i], x, *arrays[i + 1 :]), x[index]
 
     def central(i, index, step):
         (up, x_up), (down, x_down) = at(i, index, step), at(i, index, -step)
-        return (up - down) / (x_up - x_down)
+        return float((up - down).sum()) / (x_up - x_down)
+
+    def sides_differ(i, index, step):
+        """How much the slopes on the two sides differ; 0 if that grows with the step, as in a smooth function."""
+        here, gaps = terms(*arrays), []
+        for h in (step, 10 * step):
+            sides = at(i, index, h), at(i, index, -h)
+            right, left = (float((side - here).sum()) / (x - arrays[i][index]) for side, x in sides)
+            gaps.append(abs(right - left))
+        return gaps[0] if gaps[0] > 0.2 * gaps[1] else 0.0  # where f is smooth the gap grows with the step
 
     for i, x in enumerate(arrays):
         steps = STEP * np.maximum(1, np.abs(x))
@@ -123,19 +141,20 @@ def compare(analytic, value, arrays, tol, magnitude):
         finite = [np.abs(a[np.isfinite(a)]) for a in (analytic[i], numeric)]
         scale = max(np.max(a, initial=0) for a in finite)
         for index in np.ndindex(x.shape):
-            a, allowed = analytic[i][index], tol * scale + 10 * np.finfo(float).eps * magnitude / steps[index]
-            if abs(a - numeric[index]) <= allowed:
+            a = analytic[i][index]
+            if abs(a - numeric[index]) <= tol * scale:
                 continue
             found = []  # perhaps the step was too coarse: try finer ones, and believe where halving changes least
-            for step in (steps[index] * fine for fine in FINER):
+            little = [STEP * abs(x[index])] if 0 < abs(x[index]) < 1e-3 else []
+            for step in [steps[index] * fine for fine in FINER] + little:
                 d, half = central(i, index, step), central(i, index, step / 2)
-                found.append((abs(d - half), step, half + (half - d) / 3))  # Richardson: an error of O(step⁴)
-            spread, step, d = min(found, key=lambda entry: (not np.isfinite(entry[0]), entry[0]))
-            allowed += 10 * np.finfo(float).eps * magnitude / step
+                spread, rounding = abs(d - half), eps * magnitude / step
+                found.append((spread + rounding, step, half + (half - d) / 3))  # Richardson: an error of O(step⁴)
+            doubt, step, d = min(found, key=lambda entry: (not np.isfinite(entry[0]), entry[0]))
+            rounding = eps * magnitude / step
+            allowed = tol * scale + 100 * eps * magnitude + min(10 * (doubt - rounding) + 0.3 * rounding, 10 * rounding)
             if not abs(a - d) <= allowed:
-                here, right, left = value(*arrays), at(i, index, step), at(i, index, -step)
-                right, left = ((v - here) / (moved - x[index]) for v, moved in (right, left))
-                kink = abs(right - left) > 0.01 * max(abs(right), abs(left)) + allowed or spread > 0.3 * abs(d)
+                kink = sides_differ(i, index, step) > 100 * allowed or doubt > 0.3 * abs(d) + allowed + rounding
                 error = abs(a - d) / (allowed or 1)
                 wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
     return sorted(wrong, key=lambda w: (w.kink, -w.error))
@@ -154,7 +173,7 @@ def find_mask(f, xs, y_bars, wrong):
         constant = up.inputs and not up.pullbacks and up.kernel is not stopped
         if constant and not np.array_equal(up.data, down.data):
             return f"'{up.op}' changes"
-    return "f itself jumps, or branches on a value,"
+    return None
 
 
 def find_culprit(f, xs, y_bars, tol):
@@ -168,22 +187,21 @@ def find_culprit(f, xs, y_bars, tol):
         floats = [j for j, x in enumerate(z.inputs) if x.dtype in FLOATS and (x.inputs or x.serial in inputs_of_f)]
         arrays = [z.inputs[j].data for j in floats]
 
-        def value(*moved, z=z, z_bar=z_bar, floats=floats):
+        def terms(*moved, z=z, z_bar=z_bar, floats=floats):
             moved = dict(zip(floats, moved))
-            return float((z.kernel(*[moved.get(j, x.data) for j, x in enumerate(z.inputs)]) * z_bar.data).sum())
+            return z.kernel(*[moved.get(j, x.data) for j, x in enumerate(z.inputs)]) * z_bar.data
 
         pullbacks = [z.pullbacks[j] if j < len(z.pullbacks) else None for j in floats]
         analytic = [p(z, z_bar).data if p else np.zeros(x.shape) for p, x in zip(pullbacks, arrays)]
-        for wrong in compare(analytic, value, arrays, tol, largest([z, *z.inputs]) * largest([z_bar])):
-            if not wrong.kink:
-                where = f"its pullback to input {floats[wrong.i]}, at index {wrong.index}: {wrong}"
-                return f"first wrong op: {name(z)}; {where}"
+        for wrong in compare(analytic, terms, arrays, tol, largest([z, *z.inputs]) * largest([z_bar])):
+            if not wrong.kink and np.isfinite(wrong.numeric):
+                return f"{name(z)}; its pullback to input {floats[wrong.i]}, at index {wrong.index}: {wrong}"
     moved = [stop_gradient(x + STEP * Tensor(np.random.default_rng(0).standard_normal(x.shape))) for x in xs]
     for z, other in zip(nodes, graph(*outputs(f, moved))):
         for x, y in zip(z.inputs, other.inputs):
             if x.kernel in (None, number) and not np.array_equal(x.data, y.data):
-                return f"first wrong op: {name(z)}; it reads an array that changes with the inputs, but is no node"
-    return "every op's own pullback is right: a dependence is cut somewhere, by stop_gradient or .data"
+                return f"{name(z)}; it reads an array that changes with the inputs, but is no node"
+    return None
 
 
 def name(z):

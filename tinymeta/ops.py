@@ -85,7 +85,7 @@ def power(x, y):
     An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. With respect to y, x > 0.
     """
     if isinstance(y, NUMBERS):
-        x = as_float(x)
+        x, y = as_float(x), y.item() if isinstance(y, np.generic) else y
         if y == 0:
             return Tensor(np.ones_like(x.data))
         return apply(partial(_power, exponent=y), x, pullbacks=(lambda z, z_bar: z_bar * (y * power(x, y - 1)),))
@@ -249,11 +249,11 @@ def mean(x, axis=None, keepdims=False):
 
 def reshape(x, *shape):
     """y = x in another shape; one size may be −1        x̄ = ȳ in x's shape"""
-    x, shape = Tensor(x), shape_of(*shape)
-    known = math.prod(n for n in shape if n != -1)
-    shape = tuple(x.size // (known or 1) if n == -1 else n for n in shape)
-    if math.prod(shape) != x.size:
-        raise ValueError(f"reshape: {x.shape} has {x.size} elements, {shape} would have {math.prod(shape)}")
+    x, given = Tensor(x), shape_of(*shape)
+    known = math.prod(n for n in given if n != -1)
+    shape = tuple(x.size // (known or 1) if n == -1 else n for n in given)
+    if math.prod(shape) != x.size or any(n < -1 for n in given) or given.count(-1) > (known > 0):
+        raise ValueError(f"reshape: {x.shape} has {x.size} elements, which don't make {given}")
     if x.shape == shape:
         return x
     return apply(partial(_reshape, shape=shape), x, pullbacks=(lambda y, y_bar: reshape(y_bar, x.shape),))
@@ -266,6 +266,8 @@ def squeeze(x, axis=None):
     """y = x without these axes, which have size 1; without all such by default"""
     x = Tensor(x)
     axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else axes_of(axis, x)
+    if any(x.shape[i] != 1 for i in axes):
+        raise ValueError(f"squeeze: axis {axis} of shape {x.shape} is not of size 1")
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 def transpose(x, *axes):
@@ -318,6 +320,9 @@ def scatter(x, index, shape):
     """y = zeros(shape); y[index] += x, repeated positions adding up        x̄ = ȳ[index]"""
     x, shape, (fixed, arrays) = Tensor(x), shape_of(shape), split_index(index)
     index = join_index(fixed, arrays)
+    place = np.broadcast_to(np.zeros((), bool), shape)[join_index(fixed, [a.data for a in arrays])].shape
+    if x.shape != place:
+        raise ValueError(f"scatter of shape {x.shape} to {index} of shape {shape}, which has shape {place}")
     pullbacks = (lambda y, y_bar: gather(y_bar, index), *[None] * len(arrays))
     return apply(partial(_scatter, index=fixed, shape=shape), x, *arrays, pullbacks=pullbacks)
 
@@ -354,6 +359,8 @@ def pad(x, pad_width):
     """y = x with zeros around it        x̄ = ȳ, cropped. pad_width: n, (before, after), or one such pair per axis"""
     x = Tensor(x)
     pairs = np.broadcast_to(pad_width, (x.ndim, 2)).tolist()
+    if any(n < 0 for pair in pairs for n in pair):
+        raise ValueError(f"pad: widths are 0 or more, got {pad_width}; to crop, use a slice")
     inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape))
     return scatter(x, inside, [before + n + after for (before, after), n in zip(pairs, x.shape)])
 

@@ -5,15 +5,16 @@ like any other computation, and the outer one, where the caller cuts the graph b
 
     theta, state = stop_gradient(adam(theta, meta_grad, state, lr=beta))
 
-Without that cut each θ would keep the graph of all updates before it, and memory would grow. `state` is None at the
-first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
+Without that cut θ and state would keep the graph of all updates before them, and memory would grow. `state` is None at
+the first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
 """
 
+import builtins
 from typing import NamedTuple
 
 import numpy as np
 
-from .ops import greater, less, less_equal, logical_not, reshape, sqrt, sum, where
+from .ops import abs, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
 from .tensor import Tensor, grad, stop_gradient
 
 # ---- update rules ----------------------------------------------------------------------------------------------------
@@ -59,8 +60,8 @@ def step(params, lr, directions):
     if len(params) != len(directions):
         raise ValueError(f"{len(params)} parameters but {len(directions)} gradients")
     moved = [p - lr * d for p, d in zip(params, directions)]
-    for i, (p, new) in enumerate(zip(params, moved)):
-        if p.shape != new.shape:
+    for i, (p, d, new) in enumerate(zip(params, directions, moved)):
+        if not p.shape == d.shape == new.shape:
             raise ValueError(f"parameter {i} of shape {p.shape} would become {new.shape}: gradient, state, lr must fit")
     return moved
 
@@ -89,7 +90,7 @@ def gradient_descent(loss, phi, *, lr, steps, rule=sgd, create_graph=False):
 def dot(xs, ys):
     """⟨x, y⟩ of each task: two lists of (tasks, ...) -> (tasks,)."""
     total = 0
-    for x, y in zip(xs, ys):
+    for x, y in zip(xs, ys, strict=True):
         total = total + sum(x * y, axis=tuple(range(1, x.ndim)))
     return total
 
@@ -113,13 +114,30 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, got {steps}")
-    tol = max(tol, np.finfo(b[0].dtype).eps)
-    x = [Tensor(np.zeros_like(b_i.data)) for b_i in b] if x0 is None else x0
-    r = b if x0 is None else [b_i - a_i for b_i, a_i in zip(b, matvec(x0))]
+    if isinstance(b, Tensor) or not b:
+        raise ValueError("cg needs b as a list of Tensors (tasks, ...), one or more")
+    shapes = [b_i.shape for b_i in b]
+
+    def product(v):
+        result = list(matvec(v))
+        if [a.shape for a in result] != shapes:
+            raise ValueError(f"cg: b has shapes {shapes}, matvec(v) of such a v has {[a.shape for a in result]}")
+        return result
+
+    # A is linear: with the largest element of each task's b as the unit, no square under- or overflows in float32.
+    unit = stack([reshape(max(abs(b_i), axis=tuple(range(1, b_i.ndim))), -1) for b_i in b]).max(axis=0)
+    unit = where(greater(unit, 0), unit, 1)
+    b = [b_i / per_task(unit, b_i) for b_i in b]
+    if x0 is None:
+        x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
+    else:
+        x = [Tensor(x_i) / per_task(unit, b_i) for x_i, b_i in zip(x0, b, strict=True)]
+        r = [b_i - a_i for b_i, a_i in zip(b, product(x))]
+    tol = builtins.max(tol, np.finfo(b[0].dtype).eps)
     p, rr, enough = r, dot(r, r), tol**2 * dot(b, b)
     negative, iterations = less(rr, 0), Tensor(np.zeros(rr.shape, np.int64))
     for _ in range(steps):
-        ap = matvec(p)
+        ap = product(p)
         pap = dot(p, ap)
         active = greater(rr, enough) & logical_not(negative)
         negative = negative | (active & less_equal(pap, 0))
@@ -132,7 +150,8 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
         p = [r_i + per_task(beta, r_i) * p_i for r_i, p_i in zip(r, p)]
         iterations = iterations + active.astype(np.int64)
         x, r, p, rr, negative, iterations = stop_gradient((x, r, p, rr, negative, iterations))
-    return Solution(*stop_gradient((x, sqrt(rr), iterations, negative)))
+    x = [x_i * per_task(unit, x_i) for x_i in x]
+    return Solution(*stop_gradient((x, sqrt(rr) * unit, iterations, negative)))
 
 
 def per_task(a, like):

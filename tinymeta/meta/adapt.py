@@ -24,7 +24,7 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     batch(support, step): the data of that step, for inner minibatches; the whole support by default.
     rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
     """
-    tasks = count_tasks(support)
+    theta, tasks = parameters("theta", theta), count_tasks(support)
     phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
     if not create_graph:
         phi = stop_gradient(phi)
@@ -41,12 +41,8 @@ def check(theta, support, query):
     A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
     """
     count_tasks(support, query)
-    theta = list(theta)
-    if not theta:
-        raise ValueError("theta is empty: it is the list of parameters to learn")
+    theta = parameters("theta", theta)
     for i, t in enumerate(theta):
-        if not isinstance(t, Tensor) or t.dtype not in FLOATS:
-            raise TypeError(f"theta[{i}] is {describe(t)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
         if t.inputs:
             raise ValueError(
                 f"theta[{i}] is the result of {t.op} and would keep all that it was computed from: cut it, and the"
@@ -55,14 +51,27 @@ def check(theta, support, query):
     return stop_gradient(theta)
 
 
+def parameters(name, xs):
+    """A list of one or more Tensors of floats, or an error that says what it is instead."""
+    if isinstance(xs, Tensor) or not hasattr(xs, "__iter__"):
+        raise TypeError(f"{name} is a list of Tensors, got {describe(xs)}: write [{name}]")
+    xs = list(xs)
+    if not xs:
+        raise ValueError(f"{name} is empty: it is the list of parameters to learn")
+    for i, x in enumerate(xs):
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+            raise TypeError(f"{name}[{i}] is {describe(x)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
+    return xs
+
+
 def task_losses(loss, phi, data):
     """loss(phi, data), which must be one number per task and depend on φ."""
     name, tasks = getattr(loss, "__name__", "the loss"), len(phi[0])
     losses = loss(phi, data)
-    if not isinstance(losses, Tensor) or losses.shape != (tasks,):
+    if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
         raise ValueError(
-            f"{name} returned {describe(losses)}, expected a Tensor of shape ({tasks},), one loss per task: reduce over"
-            " examples and features, not over the first axis"
+            f"{name} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one loss per"
+            " task: reduce over examples and features, not over the first axis"
         )
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(

@@ -14,10 +14,12 @@ is stored, no step is differentiated, and the memory is that of one Hessian-vect
 
 import warnings
 
+import numpy as np
+
 from ..ops import mean, sum
 from ..solvers import cg, dot, sgd
 from ..tensor import Tensor, grad, stop_gradient, vjp
-from .adapt import adapt, check, count_tasks, task_losses
+from .adapt import adapt, check, count_tasks, parameters, task_losses
 
 
 def imaml(loss, theta, support, query, *, lam, alpha, steps, cg_steps, batch=None, rule=sgd, report=False):
@@ -36,7 +38,7 @@ def proximal(loss, theta, lam):
     """G: (phi, data) ↦ loss(phi, data) + λ/2 ‖φ − θ‖², a loss that `adapt` takes."""
 
     def g(phi, data):
-        away = [p - t for p, t in zip(phi, theta)]
+        away = [p - t for p, t in zip(phi, theta, strict=True)]
         return task_losses(loss, phi, data) + lam / 2 * dot(away, away)
 
     return g
@@ -55,7 +57,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, re
     iterations and negative curvature per task. Without it a RuntimeWarning counts the tasks of negative curvature.
     """
     check_lam(lam)
-    phi = stop_gradient([Tensor(p) for p in phi])
+    phi = stop_gradient(parameters("phi", phi if isinstance(phi, Tensor) else map(Tensor, phi)))
     count_tasks(support, query, phi)
     query_losses = task_losses(loss, phi, query)
     b = grad(sum(query_losses), phi)
@@ -73,5 +75,9 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, re
             RuntimeWarning,
             stacklevel=2,
         )
+    broken = int((~np.isfinite(solution.residual.data)).sum())
+    if broken:
+        message = f"iMAML: gradients or Hessian-vector products of {broken} of {len(b[0])} tasks are not finite"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     result = stop_gradient((mean(query_losses), [mean(x, axis=0) for x in solution.x]))
     return (*result, solution) if report else result
