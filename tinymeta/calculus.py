@@ -28,6 +28,7 @@ def hvp(f, xs, vs, *, create_graph=False):
 
     Costs about two gradients, in time and memory. vs are shaped like xs.
     """
+    xs = list(xs)
     g = grad(f(*xs), xs, create_graph=True)
     return vjp(g, xs, like(xs, vs), create_graph=create_graph)
 
