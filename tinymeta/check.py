@@ -148,20 +148,20 @@ def compare(analytic, terms, arrays, tol, magnitude):
             little = [STEP * abs(x[index])] if 0 < abs(x[index]) < 1e-3 else []
             for step in [steps[index] * fine for fine in FINER] + little:
                 d, half = central(i, index, step), central(i, index, step / 2)
-                spread, rounding = abs(d - half), eps * magnitude / step
-                found.append((spread + rounding, step, half + (half - d) / 3))  # Richardson: an error of O(step⁴)
-            doubt, step, d = min(found, key=lambda entry: (not np.isfinite(entry[0]), entry[0]))
-            rounding = eps * magnitude / step
-            allowed = tol * scale + 100 * eps * magnitude + min(10 * (doubt - rounding) + 0.3 * rounding, 10 * rounding)
+                better = half + (half - d) / 3  # Richardson: an error of O(step⁴)
+                found.append((abs(d - half), eps * magnitude / step, step, better))
+            spread, rounding, step, d = min(found, key=lambda e: (not np.isfinite(e[0]), e[0] + e[1]))
+            # rounding is what the largest value could cause; mostly it is less, and then the spread shows it
+            allowed = tol * scale + 100 * eps * magnitude + min(10 * spread + 0.3 * rounding, 10 * rounding)
             if not abs(a - d) <= allowed:
-                kink = sides_differ(i, index, step) > 100 * allowed or doubt > 0.3 * abs(d) + allowed + rounding
+                kink = sides_differ(i, index, step) > 100 * allowed or spread > 0.3 * abs(d) + allowed
                 error = abs(a - d) / (allowed or 1)
                 wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
     return sorted(wrong, key=lambda w: (w.kink, -w.error))
 
 
 def find_mask(f, xs, y_bars, wrong):
-    """What changes between x − step and x + step: a piecewise constant node of f or of its pullbacks, or f itself."""
+    """The first piecewise constant node, of f or of its pullbacks, that differs between x − step and x + step."""
     programs = []
     for sign in (1, -1):
         arrays = [x.data.copy() for x in xs]

@@ -55,6 +55,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, re
     cg_steps: Hessian-vector products after the first residual; CG starts at ∇L_q(φ), so that 0 gives first-order MAML.
     tol: residual, relative to ‖∇L_q(φ)‖, at which a task is done. report=True appends cg's `Solution`: residuals,
     iterations and negative curvature per task. Without it a RuntimeWarning counts the tasks of negative curvature.
+    Another one counts the tasks whose gradients or products are not finite.
     """
     check_lam(lam)
     phi = stop_gradient(parameters("phi", phi if isinstance(phi, Tensor) else map(Tensor, phi)))
