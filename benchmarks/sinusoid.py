@@ -8,6 +8,7 @@ Prints the mean squared error over 600 held-out waves (on 100 points each) after
 beside the published figures, and draws fits and learning curves.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -231,12 +232,19 @@ def main(argv=None):
         iterations, beta = m.full if args.full else m.budget
         if args.iterations is not None and name != "random":
             iterations = args.iterations
-        thetas[name] = train(name, iterations, beta, args.seed)
+        try:
+            theta = train(name, iterations, beta, args.seed)
+        except FloatingPointError as error:  # the other methods' results still count
+            print(f"stopped: {error}", file=sys.stderr)
+            continue
+        thetas[name] = theta
         alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner["alpha"]
         results[name] = evaluate(name, thetas[name], alphas[name])
         inner = {key: getattr(value, "__name__", value) for key, value in m.inner.items()}
         outer = {"outer": m.outer.__name__, "beta": beta, "iterations": iterations, "test_alpha": alphas[name]}
         settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
+    if not results:
+        sys.exit(1)
     print(table(results))
     seconds = time.perf_counter() - start
     if args.json:
@@ -248,6 +256,8 @@ def main(argv=None):
         draw_curves(plt, results, args.out / "sinusoid_steps.png")
         print(f"pictures: {args.out / 'sinusoid_fits.png'}, {args.out / 'sinusoid_steps.png'}")
     print(f"{seconds:.0f} s")
+    if len(results) < len(args.methods):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -45,5 +45,7 @@ def test_the_graph_is_a_program(program):
     with np.errstate(all="ignore"):
         recorded = replay(all_orders(*here), here, there)
         fresh = all_orders(*map(tm.Tensor, there))
-    for a, b in zip(recorded, fresh):  # to rounding: BLAS adds up x @ x.T differently if it sees that both are one array
+    for a, b in zip(
+        recorded, fresh
+    ):  # to rounding: BLAS adds up x @ x.T differently if it sees that both are one array
         np.testing.assert_allclose(a, b.data, rtol=1e-10, atol=1e-10)

@@ -129,6 +129,17 @@ def test_training_stops_at_the_first_number_that_is_none(monkeypatch):
         benchmark.train("maml", 5, 1e-3, 0)
 
 
+def test_a_method_that_stops_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark.METHODS["maml"].inner, "alpha", 1e20)
+    options = ["--methods", "maml", "random", "--iterations", "2", "--out", str(tmp_path)]
+    with np.errstate(all="ignore"), pytest.raises(SystemExit) as end:
+        benchmark.main(options)
+    out, err = capsys.readouterr()
+    assert (
+        end.value.code == 1 and "stopped: MAML, iteration 0" in err and "random weights" in out and "  MAML" not in out
+    )
+
+
 def test_schedules():
     """At the first, the middle and the last iteration."""
     adam, sgd = benchmark.METHODS["maml"].outer, benchmark.METHODS["reptile"].outer
