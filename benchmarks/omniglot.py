@@ -10,12 +10,14 @@ the published one, and draws the learning curve, the accuracy over steps, and a 
 
 The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
 mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here (--preset papers); the other presets have 0.4.
+All settings are in benchmarks/omniglot_protocols.py.
 """
 
 import argparse
 import dataclasses
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import checkpoint, report
+from benchmarks.omniglot_pictures import draw_curve, draw_steps, draw_task
+from benchmarks.omniglot_protocols import NETWORKS, PRESETS, TITLES, Settings, choose, published
 from tinymeta.tasks import episodes, glyphs, omniglot
 
 SPLIT_SEED = 0  # the same test characters for every --seed
@@ -32,95 +36,6 @@ VALIDATIONS = 20  # in a training
 CURVE = 10  # the accuracy is followed at least so many steps
 COLUMNS = (0, 1, 2, 3, 5, 10, 16, 25, 50)  # the steps that the table shows
 IMAGES = 500  # evaluated at once: bounds the memory, whatever the number of tasks
-
-TITLES = {"maml": "MAML", "fomaml": "FO-MAML", "reptile": "Reptile", "imaml": "iMAML"}
-
-SIZES = (5, 1), (5, 5), (20, 1), (20, 5)  # ways and shots of the published figures
-PUBLISHED = {  # on Omniglot, % and ±; by method and whether transductive
-    ("maml", True): ("Finn et al. 2017, Table 1", (98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
-    ("fomaml", True): ("Nichol et al. 2018, Table 2", (98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
-    ("reptile", False): ("Nichol et al. 2018, Table 2", (95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
-    ("reptile", True): ("Nichol et al. 2018, Table 2", (97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
-    ("imaml", True): ("Rajeswaran et al. 2019, Table 2", (99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.10)),
-}
-
-# ---- settings --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that the bytes of a training depend on, and what its test needs."""
-
-    method: str
-    data: str
-    seed: int
-    ways: int
-    shots: int  # at test
-    training_shots: int
-    queries: int  # of a class, in training
-    test_queries: int
-    tasks: int  # an iteration
-    iterations: int
-    alpha: float  # inner step
-    steps: int
-    test_steps: int  # whose accuracy is the score
-    beta: float  # outer step, the first one if it decays
-    decay: str
-    lam: float | None = None  # iMAML: λ and conjugate gradient steps
-    cg_steps: int | None = None
-    batch: int | None = None  # examples of an inner step; None: the whole support
-    test_batch: int | None = None
-    validation_tasks: int = 200
-    filters: int = 64
-    flatten: bool = False  # the head sees all pixels of the last block, not their mean
-
-
-OURS = dict(alpha=0.4, steps=1, test_steps=3, tasks=16, queries=5, beta=2e-3, decay="cosine")
-MAML = dict(alpha=2.0, steps=1, test_steps=3, tasks=32, beta=1e-3, decay="none", iterations=60_000)  # Finn, App. A.1
-REPTILE = dict(alpha=1e-3, steps=5, batch=10, training_shots=10, queries=1, tasks=5, beta=1.0, decay="linear",
-               test_steps=50, test_batch=5, test_queries=1, validation_tasks=50, flatten=True)  # fmt: skip
-IMAML = dict(alpha=0.1, steps=16, test_steps=16, lam=2.0, cg_steps=5, tasks=32, beta=1e-3, decay="none",
-             validation_tasks=100, flatten=True)  # fmt: skip
-PRESETS = {
-    "small": {  # minutes
-        "maml": OURS | dict(filters=32, iterations=1500),
-        "fomaml": OURS | dict(filters=32, iterations=2000),
-        "reptile": REPTILE | dict(filters=32, iterations=3000),
-        "imaml": IMAML | dict(filters=32, tasks=16, queries=5, iterations=300, beta=2e-3, decay="cosine"),
-    },
-    "long": {  # half an hour
-        "maml": OURS | dict(iterations=3200),
-        "fomaml": OURS | dict(iterations=4800),
-        "reptile": REPTILE | dict(iterations=10_000),
-        "imaml": IMAML | dict(tasks=16, queries=5, iterations=1000, beta=2e-3, decay="cosine"),
-    },
-    "papers": {  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et al., Table 2 and their code
-        "maml": MAML,
-        "fomaml": MAML,
-        "reptile": REPTILE | dict(iterations=100_000),
-        "imaml": IMAML | dict(iterations=20_000),
-    },
-}
-TWENTY = {  # the papers' settings for 20 ways, where they differ; the inner step too is 2.0 = 20 × 0.1
-    "maml": dict(tasks=16, steps=5, test_steps=5),
-    "fomaml": dict(tasks=16, steps=5, test_steps=5),
-    "reptile": dict(alpha=5e-4, steps=10, batch=20, test_batch=10, iterations=200_000),
-    "imaml": dict(steps=25, test_steps=25),
-}
-
-
-def settings(args, data):
-    """The preset, and what the command line says instead. Where neither says, there are as many queries as shots."""
-    method, ways, shots = args.method or "maml", args.ways or 5, args.shots or 1
-    preset = PRESETS[args.preset or "small"][method]
-    chosen = dict(training_shots=shots, queries=shots, test_queries=shots) | preset
-    if ways >= 20:
-        chosen |= TWENTY[method]
-        if args.preset != "papers":  # as long, and with as many images an iteration, as for 5 ways
-            chosen |= dict(iterations=preset["iterations"], tasks=-(-preset["tasks"] // 4))
-    chosen |= {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    return Settings(**chosen, method=method, data=data, seed=args.seed or 0, ways=ways, shots=shots)
-
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
@@ -155,10 +70,24 @@ def roles(s, characters):
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+def initial(s):
+    """θ before training."""
+    rng = np.random.default_rng([WEIGHTS_SEED, s.seed])
+    if s.network == "dense":
+        return tm.nn.init_dense(rng, s.ways)
+    return tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None)
+
+
+def logits(s, phi, images):
+    if s.network == "dense":
+        return tm.nn.dense(phi, tm.reshape(images, (*images.shape[:-3], -1)))
+    return tm.nn.convnet(phi, images, flatten=s.flatten)
+
+
 def loss_of(s):
     def cross_entropy(phi, data):
         images, labels = data
-        return tm.nn.cross_entropy(tm.nn.convnet(phi, images, flatten=s.flatten), labels)
+        return tm.nn.cross_entropy(logits(s, phi, images), labels)
 
     return cross_entropy
 
@@ -195,8 +124,7 @@ class Run:
 
 
 def begin(s):
-    rng = np.random.default_rng([WEIGHTS_SEED, s.seed])
-    theta = tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None)
+    theta = initial(s)
     return Run(0, theta, None, theta, [], *np.zeros((2, s.iterations), np.float32))
 
 
@@ -255,14 +183,14 @@ def predict(s, phi, support, images, transductive=True):
     query: each query then goes through the network in a batch of its own, with the support beside it.
     """
     if transductive:
-        return tm.nn.convnet(phi, images, flatten=s.flatten).data
+        return logits(s, phi, images).data
     parts, (tasks, n) = [], support[1].shape
     each = max(1, IMAGES // (tasks * (n + 1)))  # queries at once
     for start in range(0, images.shape[1], each):
         query = images[:, start : start + each, None]  # (tasks, each, 1, 28, 28, 1)
         beside = np.broadcast_to(support[0][:, None], (*query.shape[:2], n, *query.shape[3:]))
         batches = np.concatenate([beside, query], axis=2)
-        parts.append(tm.nn.convnet([p[:, None] for p in phi], batches, flatten=s.flatten).data[:, :, -1])
+        parts.append(logits(s, [p[:, None] for p in phi], batches).data[:, :, -1])
     return np.concatenate(parts, axis=1)
 
 
@@ -302,6 +230,15 @@ def evaluate(s, theta, characters, seed, tasks, steps, transductive=True):
     return np.concatenate([accuracies(i, min(i + size, tasks)) for i in range(0, tasks, size)], axis=1)
 
 
+def predicted_task(s, theta, characters, transductive):
+    """Test task 0: (support, query, labels predicted for the query)."""
+    support, query = episodes.test_episodes(TEST_SEED, characters, 0, 1, s.ways, s.shots, s.test_queries)
+    phis = {}
+    adapt(s, theta, support, s.test_steps, phis.__setitem__)
+    chosen = predict(s, phis[s.test_steps], support, query[0], transductive).argmax(axis=-1)
+    return [a[0] for a in support], [a[0] for a in query], chosen[0]
+
+
 def summary(accuracies):
     """Mean and 1.96 standard errors over tasks, in %, after each number of steps."""
     standard_error = accuracies.std(axis=1) / np.sqrt(accuracies.shape[1])
@@ -313,7 +250,7 @@ def measure(s, run, parts, tasks, transductive):
     steps = range(max(CURVE, s.test_steps) + 1)
     curves = {
         name: summary(evaluate(s, theta, parts["test"], TEST_SEED, tasks, steps, transductive))
-        for name, theta in (("trained", run.best), ("untrained", begin(s).theta))
+        for name, theta in (("trained", run.best), ("untrained", initial(s)))
     }
     return {
         "data": s.data,
@@ -328,24 +265,17 @@ def measure(s, run, parts, tasks, transductive):
     }
 
 
-def published(s, figures):
-    """(source, %, ±) of the paper, or None."""
-    source, *values = PUBLISHED.get((s.method, figures["transductive"]), [None])
-    known = dict(zip(SIZES, values)).get((s.ways, s.shots))
-    return known and (source, *known)
-
-
 def lines(s, figures):
     """The figures as text: the score first."""
     score, first = figures["score"], {key: value[0] for key, value in figures["trained"].items()}
     how = "transductive" if figures["transductive"] else "not transductive"
     columns = [k for k in COLUMNS if k < len(figures["trained"]["mean"])]
     yield (
-        f"{TITLES[s.method]}, {s.ways}-way {s.shots}-shot, {s.data}, {how}: acc@{score['steps']} ="
-        f" {score['mean']:.2f} ± {score['half_width']:.2f} %  (n = {figures['tasks']} test tasks, queries a class:"
-        f" {s.test_queries}; θ of iteration {figures['selected']}, chosen on validation tasks; seed {s.seed})"
+        f"{s.title}, {how}: acc@{score['steps']} = {score['mean']:.2f} ± {score['half_width']:.2f} %  (n ="
+        f" {figures['tasks']} test tasks, queries a class: {s.test_queries}; θ of iteration {figures['selected']},"
+        f" chosen on validation tasks; seed {s.seed})"
     )
-    if known := published(s, figures):
+    if known := published(s, figures["transductive"]):
         yield f"published, on Omniglot: {known[1]} ± {known[2]} %  ({known[0]})"
     yield "accuracy in % after k steps, ± 95 %\n" + " " * 10 + "".join(f"{f'acc@{k}':>14}" for k in columns)
     for name in ("trained", "untrained"):
@@ -358,68 +288,10 @@ def lines(s, figures):
         yield f"negative curvature met in {figures['negative_curvature']:.1%} of training tasks"
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def draw_curve(plt, s, figures, path):
-    """Training loss and validation accuracy against iterations."""
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    loss, color = figures["loss"], "tab:gray"
-    axis.plot(np.linspace(0, s.iterations, len(loss) + 1)[1:], loss, color=color)
-    axis.set(xlabel="iteration", yscale="log", title=f"{TITLES[s.method]}, {s.ways}-way {s.shots}-shot, {s.data}")
-    axis.set_ylabel("query loss in training", color=color)
-    right, color = axis.twinx(), "tab:blue"
-    right.plot(*np.array(figures["validations"]).T * [[1], [100]], marker=".", color=color)
-    right.axvline(figures["selected"], color=color, ls=":", lw=1)
-    right.set_ylabel(f"validation accuracy after {s.test_steps} steps, %", color=color)
-    save_picture(plt, figure, path)
-
-
-def draw_steps(plt, s, figures, path):
-    """Accuracy against adaptation steps: trained, untrained, and the published value."""
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    for name in ("trained", "untrained"):
-        mean, half = (np.array(figures[name][key]) for key in ("mean", "half_width"))
-        (line,) = axis.plot(mean, marker=".", label=f"{TITLES[s.method]}, {name}")
-        axis.fill_between(range(len(mean)), mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
-    if known := published(s, figures):
-        axis.axhline(known[1], color="black", ls="--", lw=1, label=f"published, on Omniglot: {known[1]} ± {known[2]}")
-    axis.axhline(100 / s.ways, color="tab:gray", ls=":", lw=1, label="chance")
-    how = "transductive" if figures["transductive"] else "not transductive"
-    title = f"{s.ways}-way {s.shots}-shot, {s.data}, {how}, {figures['tasks']} test tasks"
-    axis.set(xlabel="gradient steps", ylabel="accuracy, %", ylim=(0, 102), title=title)
-    axis.legend(frameon=False)
-    save_picture(plt, figure, path)
-
-
-def draw_task(plt, s, theta, characters, transductive, path):
-    """Test task 0: a column a character, its support above, its queries below with what they were taken for."""
-    support, (images, labels) = episodes.test_episodes(TEST_SEED, characters, 0, 1, s.ways, s.shots, s.test_queries)
-    phis = {}
-    adapt(s, theta, support, s.test_steps, phis.__setitem__)
-    chosen = predict(s, phis[s.test_steps], support, images, transductive)[0].argmax(axis=-1)
-    drawings = np.concatenate([support[0][0], images[0]])[..., 0]
-    figure, axes = plt.subplots(s.shots + s.test_queries, s.ways, figsize=(s.ways, 1.15 * (s.shots + s.test_queries)))
-    for i, (axis, drawing) in enumerate(zip(axes.flat, drawings)):  # every run of `ways` holds each label once
-        query = i - s.ways * s.shots
-        color = "black" if query < 0 else "tab:green" if chosen[query] == labels[0, query] else "tab:red"
-        axis.imshow(1 - drawing, cmap="gray", vmin=0, vmax=1)
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{i % s.ways + 1}" if query < 0 else f"→ {chosen[query] + 1}", color=color, fontsize=8, pad=2)
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=color, linewidth=1 if query < 0 else 2)
-    save_picture(plt, figure, path)
-
-
-def save_picture(plt, figure, path):
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-
-
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 OPTIONS = {"iterations": "", "tasks": "of an iteration", "queries": "of a class in training", "filters": "of a layer"}
+CHOICES = "method", "preset", "ways", "shots", "seed", "network", *OPTIONS  # what `choose` takes; None: not told
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
@@ -431,14 +303,20 @@ Ctrl-C saves; the same command with --resume goes on and ends with the same byte
 """
 
 
-class Clock(dict):
-    """Seconds spent, by what they were spent on."""
+class Clock(defaultdict):
+    """Seconds of every call, by what they were spent on."""
 
     @contextmanager
     def __call__(self, name):
         start = time.perf_counter()
         yield
-        self[name] = self.get(name, 0.0) + time.perf_counter() - start
+        self[name].append(time.perf_counter() - start)
+
+    def summary(self):
+        return {
+            name: {"calls": len(spent), "median": round(float(np.median(spent)), 5), "total": round(sum(spent), 1)}
+            for name, spent in self.items()
+        }
 
 
 def at_least(least):
@@ -459,6 +337,7 @@ def arguments():
     p.add_argument("--ways", type=at_least(2), metavar="N", help="characters of a task (default 5)")
     p.add_argument("--shots", type=at_least(1), metavar="K", help="drawings of each to adapt to (default 1)")
     p.add_argument("--preset", choices=PRESETS, help="small (default): minutes; long: half an hour")
+    p.add_argument("--network", choices=NETWORKS, help="conv (default), or Finn et al.'s dense 256-128-64-64")
     for name, what in OPTIONS.items():
         p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=f"{what} instead of the preset's".strip())
     p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
@@ -485,7 +364,7 @@ def prepare(args):
         raise ValueError("--evaluate trains nothing: --checkpoint and --preset have no place beside it")
     if args.evaluate:
         s, run = restore(args.evaluate)
-        given = {name: getattr(args, name) for name in ("method", "ways", "shots", "seed", *OPTIONS)}
+        given = {name: getattr(args, name) for name in CHOICES if name != "preset"}
         given["data"] = "glyphs" if args.glyphs else "omniglot" if args.data or args.download else None
         must_agree(args.evaluate, s, {name: value for name, value in given.items() if value is not None})
         if not run.validations:
@@ -493,8 +372,9 @@ def prepare(args):
         parts, path = roles(s, load_data(args, wanted=s.data)), None
     else:
         characters = load_data(args)
-        s = settings(args, characters.name)
-        parts, path, run = roles(s, characters), args.checkpoint or args.out / f"{name_of(s)}.npz", begin(s)
+        chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
+        s = choose(characters.name, **chosen)
+        parts, path, run = roles(s, characters), args.checkpoint or args.out / f"{s.name}.npz", begin(s)
         if path.exists():
             stored, run = restore(path)
             if not args.resume:
@@ -510,10 +390,6 @@ def prepare(args):
         if file.is_dir():
             raise IsADirectoryError(f"{file} is a directory")
     return s, run, parts, path
-
-
-def name_of(s):
-    return f"{s.data}_{s.ways}way_{s.shots}shot_{s.method}"
 
 
 def restore(path):
@@ -534,7 +410,7 @@ def must_agree(path, stored, wanted):
 
 def main(argv=None):
     parser = arguments()
-    args, start, clock = parser.parse_args(argv), time.perf_counter(), Clock()
+    args, start, clock = parser.parse_args(argv), time.perf_counter(), Clock(list)
     transductive, path = not args.not_transductive, None
     try:
         try:
@@ -553,15 +429,18 @@ def main(argv=None):
         parser.exit(1, f"{parser.prog}: stopped: {error}; {path} holds the last state that was good\n")
     print(*lines(s, figures), sep="\n")
     if args.json:
-        seconds = time.perf_counter() - start
+        seconds = {**clock.summary(), "total": round(time.perf_counter() - start)}
         report.write_json(args.json, figures, vars(s), seconds)
     if plt := report.pyplot():
-        curve, steps, task = (args.out / f"{name_of(s)}_{what}.png" for what in ("curve", "steps", "task"))
+        curve, steps, task = (args.out / f"{s.name}_{what}.png" for what in ("curve", "steps", "task"))
         draw_curve(plt, s, figures, curve)
         draw_steps(plt, s, figures, steps)
-        draw_task(plt, s, run.best, parts["test"], transductive, task)
+        draw_task(plt, s, *predicted_task(s, run.best, parts["test"], transductive), task)
         print(f"pictures: {curve}, {steps}, {task}")
-    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items()))
+    print(
+        "times: "
+        + ", ".join(f"{t['calls']} × {name} {1000 * t['median']:.3g} ms" for name, t in clock.summary().items())
+    )
 
 
 if __name__ == "__main__":

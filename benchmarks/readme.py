@@ -31,7 +31,7 @@ def sinusoid():
     machine = record["machine"]
     rows.append(
         f"\nMeasured on {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, in"
-        f" {record['seconds'] / 60:.0f} minutes; seed {record['settings']['seed']}, commit {record['commit']}."
+        f" {record['seconds']['total'] / 60:.0f} minutes; seed {record['settings']['seed']}, commit {record['commit']}."
     )
     return rows
 

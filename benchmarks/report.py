@@ -61,7 +61,7 @@ def require_finite(name, iteration, loss, params):
 
 
 def write_json(path, figures, settings, seconds):
-    """The record of a run: what was measured, with what, on what, from which commit."""
+    """The record of a run: what was measured, with what, on what, from which commit. seconds: {what: how many}."""
     versions = {}
     for package in ("numpy", "matplotlib", "tqdm"):
         try:
@@ -74,7 +74,7 @@ def write_json(path, figures, settings, seconds):
         "commit": commit(),
         "settings": settings,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **versions},
-        "seconds": round(seconds),
+        "seconds": seconds,
         "figures": figures,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -248,7 +248,7 @@ def main(argv=None):
     print(table(results))
     seconds = time.perf_counter() - start
     if args.json:
-        report.write_json(args.json, results, {"seed": args.seed, **settings}, seconds)
+        report.write_json(args.json, results, {"seed": args.seed, **settings}, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -171,15 +171,41 @@ def test_the_papers_network_has_its_number_of_parameters():
     assert tm.nn.convnet(flat, np.zeros((5, 28, 28, 1), np.float32), flatten=True).dtype == np.float32
 
 
-def test_maml_through_a_convnet_is_the_finite_difference():
+def test_the_dense_network():
+    """Its sizes, its equation, and a stack of networks on a stack of tasks is each network on its task."""
+    params = tm.nn.init_dense(np.random.default_rng(0), 5)
+    assert [p.shape for p in params[::3]] == [(784, 256), (256, 128), (128, 64), (64, 64), (64, 5)]
+    assert [p.shape for p in params[-2:]] == [(64, 5), (1, 5)] and len(params) == 4 * 3 + 2
+    assert params[0].data.std() == pytest.approx(np.sqrt(2 / 784), rel=0.01) and (params[1].data == 1).all()
+    nets = [tm.nn.init_dense(np.random.default_rng(i), 4, (5, 3), 7, np.float64) for i in range(2)]
+    x = real(2, 6, 7)
+    together = tm.nn.dense([tm.stack(ps) for ps in zip(*nets)], x)
+    assert together.shape == (2, 6, 4)
+    for i, (w1, gain1, bias1, w2, gain2, bias2, w, b) in enumerate(nets):
+        h = tm.relu(tm.nn.batch_norm(tm.relu(tm.nn.batch_norm(x[i] @ w1, gain1, bias1)) @ w2, gain2, bias2))
+        np.testing.assert_allclose(together.data[i], (h @ w + b).data, rtol=1e-10)
+
+
+NETWORKS = {
+    "conv": (lambda rng: tm.nn.init_convnet(rng, 2, filters=2, blocks=2, dtype=np.float64), tm.nn.convnet),
+    "dense": (
+        lambda rng: tm.nn.init_dense(rng, 2, (4, 3), 25, np.float64),
+        lambda params, x: tm.nn.dense(params, tm.reshape(x, (*x.shape[:-3], 25))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_maml_through_a_network_with_batch_norm_is_the_finite_difference(name):
     from regression import assert_close, finite_difference
 
-    theta = tm.nn.init_convnet(np.random.default_rng(0), 2, filters=2, blocks=2, dtype=np.float64)
-    images, labels = real(2, 4, 5, 5, 1), np.array([[0, 1, 1, 0], [1, 0, 1, 0]])
-    support, query = (images[:, :2], labels[:, :2]), (images[:, 2:], labels[:, 2:])
+    init, network = NETWORKS[name]
+    theta = init(np.random.default_rng(0))
+    images, labels = real(2, 8, 5, 5, 1), np.array([[0, 1, 1, 0, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0, 0, 1]])
+    support, query = (images[:, :4], labels[:, :4]), (images[:, 4:], labels[:, 4:])
 
     def loss(phi, data):
-        return tm.nn.cross_entropy(tm.nn.convnet(phi, data[0]), data[1])
+        return tm.nn.cross_entropy(network(phi, data[0]), data[1])
 
     def adapted_loss(theta):
         return tm.mean(loss(tm.meta.adapt(loss, theta, support, alpha=0.4, steps=2), query)).item()

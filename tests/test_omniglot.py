@@ -16,6 +16,7 @@ import pytest
 import tinymeta as tm
 from benchmarks import checkpoint
 from benchmarks import omniglot as benchmark
+from benchmarks.omniglot_protocols import choose
 from tinymeta.tasks import episodes, glyphs
 
 ROOT = Path(__file__).parents[1]
@@ -63,8 +64,7 @@ def refused(capsys, *options):
 
 
 def small(**changes):
-    args = benchmark.arguments().parse_args(TINY + ["1"])
-    return benchmark.dataclasses.replace(benchmark.settings(args, "glyphs"), **changes)
+    return choose("glyphs", **dict(filters=4, tasks=2, iterations=1) | changes)
 
 
 # ---- the whole command -----------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_the_same_command_gives_the_same_figures_and_bytes(tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert result.returncode == 0, result.stderr
         assert "MAML  2/2  loss " in result.stderr and "0 s left" in result.stderr
-        outputs.append([line for line in result.stdout.splitlines() if not line.startswith(("pictures", "sampling"))])
+        outputs.append([line for line in result.stdout.splitlines() if not line.startswith(("pictures", "times"))])
     score = outputs[0][0]
     assert score.startswith("MAML, 5-way 1-shot, glyphs, transductive: acc@3 = ") and "n = 20 test tasks" in score
     assert outputs[0][1] == "published, on Omniglot: 98.7 ± 0.4 %  (Finn et al. 2017, Table 1)"
@@ -105,6 +105,14 @@ def test_every_method_trains_resumes_and_is_evaluated(method, folder, capsys):
     assert run("--evaluate", f"out/glyphs_5way_1shot_{method}.npz", "--test-tasks", 20) == 0
     assert capsys.readouterr().out.splitlines()[:6] == shown.splitlines()[:6]
     assert ("negative curvature" in shown) == (method == "imaml")
+
+
+def test_the_dense_network_trains_and_has_its_own_published_figure(folder, capsys):
+    assert run("--glyphs", "--network", "dense", *TINY[3:], 1) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("MAML (dense), 5-way 1-shot, glyphs") and "published, on Omniglot: 89.7 ± 1.1 %" in shown
+    theta = benchmark.restore(folder / "out/glyphs_5way_1shot_maml_dense.npz")[1].theta
+    assert [t.shape for t in theta[::3]] == [(784, 256), (256, 128), (128, 64), (64, 64), (64, 5)]
 
 
 def test_not_transductive_is_said_and_compared_with_its_own_published_figure(folder, capsys):
@@ -158,6 +166,7 @@ def test_what_is_downloaded_is_used(folder, monkeypatch, capsys):
         (["--iterations", "1e3"], "got 1e3"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--method", "sgd"], "invalid choice: 'sgd'"),
+        (["--network", "dense", "--filters", "8"], "filters are of the conv network"),
         (["--preset", "large"], "invalid choice: 'large'"),
         (["--ways", "31"], "31 ways, but these glyphs characters are only 30"),
         (["--shots", "16", "--queries", "5"], "16 shots + 5 queries = 21 drawings"),
@@ -361,8 +370,7 @@ def test_evaluation_does_not_depend_on_batches_nor_on_the_number_of_tasks(monkey
 
 def test_adaptation_at_test_is_that_of_training():
     for method in benchmark.TITLES:
-        args = benchmark.arguments().parse_args([*TINY, "1", "--method", method])
-        s = benchmark.settings(args, "glyphs")
+        s = small(method=method)
         support, _ = episodes.test_episodes(0, characters(), 0, 3, 5, 1, 1)
         theta, phis = network(s), {}
         benchmark.adapt(s, theta, support, s.steps, phis.__setitem__)
@@ -393,16 +401,13 @@ def test_schedules():
 
 
 def test_the_papers_settings():
-    def chosen(method, ways):
-        words = ["--preset", "papers", "--method", method, "--ways", str(ways)]
-        return benchmark.settings(benchmark.arguments().parse_args(words), "omniglot")
-
+    chosen = functools.partial(choose, "omniglot", preset="papers")
     for ways, tasks, steps in ((5, 32, 1), (20, 16, 5)):
-        s = chosen("maml", ways)
+        s = chosen("maml", ways=ways)
         assert (s.alpha, s.tasks, s.steps, s.iterations, s.queries) == (2.0, tasks, steps, 60_000, 1)
     for ways, alpha, batch, steps in ((5, 1e-3, 10, 5), (20, 5e-4, 20, 10)):
-        s = chosen("reptile", ways)
+        s = chosen("reptile", ways=ways)
         assert (s.alpha, s.batch, s.steps, s.training_shots, s.test_steps) == (alpha, batch, steps, 10, 50)
-    assert chosen("reptile", 20).iterations == 200_000
-    s = chosen("imaml", 20)
+    assert chosen("reptile", ways=20).iterations == 200_000
+    s = chosen("imaml", ways=20)
     assert (s.lam, s.cg_steps, s.steps, s.test_steps, s.tasks) == (2.0, 5, 25, 25, 32)

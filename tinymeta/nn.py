@@ -38,7 +38,7 @@ def mlp(params, x, activation=relu):
     return matmul(h, w) + b
 
 
-# ---- convolutional networks ------------------------------------------------------------------------------------------
+# ---- networks with batch norm ---------------------------------------------------------------------------------------
 
 
 def batch_norm(x, gain=None, bias=None, eps=1e-3):
@@ -48,26 +48,21 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
     predicted for one row therefore depends on the others.
     """
     centred = x - mean(x, axis=-2, keepdims=True)
-    y = centred * power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
+    scale = power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
     if gain is not None:
-        y = y * gain
+        scale = scale * gain  # a row times a row, not times n rows
+    y = centred * scale
     return y if bias is None else y + bias
 
 
 def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, dtype=np.float32):
     """Parameters of `convnet`: per block kernels (3, 3, in, filters), gain and bias (1, filters); then a linear head.
 
-    Kernels ~ N(0, 2 / inputs), gains 1, biases 0. A head of zeros makes every class equally likely before adaptation.
-    head_features: what reaches the head, `filters` by default (the spatial mean), or all pixels of the last block.
+    Kernels ~ N(0, 2 / inputs), gains 1, biases 0, head weights ~ N(0, 1 / inputs). head_features: what reaches the
+    head, `filters` by default (the spatial mean), or all pixels of the last block.
     """
-    params = []
-    for _ in range(blocks):
-        w = rng.standard_normal((3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
-        params += [Tensor(a.astype(dtype)) for a in (w, np.ones((1, filters)), np.zeros((1, filters)))]
-        channels = filters
-    features = head_features or filters
-    w = rng.standard_normal((features, ways)) / np.sqrt(features)
-    return params + [Tensor(w.astype(dtype)), Tensor(np.zeros((1, ways), dtype))]
+    kernels = [(3, 3, c, filters) for c in [channels] + (blocks - 1) * [filters]]
+    return init_blocks(rng, [*kernels, (head_features or filters, ways)], dtype)
 
 
 def convnet(params, x, pool=False, flatten=False):
@@ -84,6 +79,31 @@ def convnet(params, x, pool=False, flatten=False):
         x = max_pool(x) if pool else x
     x = reshape(x, (*x.shape[:-3], -1)) if flatten else global_average(x)
     return matmul(x, w) + b
+
+
+def init_dense(rng, ways, features=(256, 128, 64, 64), inputs=784, dtype=np.float32):
+    """Parameters of `dense`: per layer weights (in, out), gain and bias (1, out); then a linear head."""
+    sizes = [inputs, *features, ways]
+    return init_blocks(rng, list(zip(sizes, sizes[1:])), dtype)
+
+
+def dense(params, x):
+    """Logits of rows: (..., n, inputs) -> (..., n, ways), by layers of weights, batch norm and relu, and a head."""
+    *layers, w, b = params
+    for w_i, gain, bias in zip(layers[::3], layers[1::3], layers[2::3]):
+        x = relu(batch_norm(matmul(x, w_i), gain, bias))
+    return matmul(x, w) + b
+
+
+def init_blocks(rng, shapes, dtype):
+    """Weights, gain and bias for each shape but the last, the head's: its weights, smaller by √2, and bias."""
+    params = []
+    for i, shape in enumerate(shapes):
+        head = i == len(shapes) - 1
+        w = rng.standard_normal(shape) * np.sqrt((1 if head else 2) / np.prod(shape[:-1]))
+        rows = [np.zeros((1, shape[-1]))] if head else [np.ones((1, shape[-1])), np.zeros((1, shape[-1]))]
+        params += [Tensor(a.astype(dtype)) for a in (w, *rows)]
+    return params
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------

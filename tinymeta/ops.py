@@ -402,11 +402,18 @@ def where(mask, x, y):
     return apply(_where, mask, x, y, pullbacks=pullbacks)
 
 def _where(mask, x, y, out=None):
-    if out is None:
-        return np.where(mask, x, y)
-    np.copyto(out, y)
-    np.copyto(out, x, where=mask)
-    return out
+    """(x ⊕ y) ∧ mask ⊕ y on the bits: np.where branches at every element, ten times slower if the mask is irregular."""
+    dtype, bits_of = x.dtype, f"i{x.dtype.itemsize}"
+    x, y = x.view(bits_of), y.view(bits_of)
+    bits = mask.astype(bits_of, order="C")
+    np.negative(bits, out=bits)  # all ones where True
+    result = bits if out is None else out.view(bits_of)
+    if y.ndim or y:
+        bits &= x ^ y
+        np.bitwise_xor(bits, y, out=result)
+    else:
+        np.bitwise_and(bits, x, out=result)
+    return result.view(dtype) if out is None else out
 
 def max(x, axis=None, keepdims=False):
     """y = max x        x̄ = ȳ ⊙ [x = y] / Σ [x = y]: the winners share"""
