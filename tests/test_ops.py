@@ -285,6 +285,21 @@ def test_ties_of_max_share():
     np.testing.assert_allclose(g.data, [[1, 0, 0], [1 / 3] * 3])
 
 
+def test_where_selects_the_very_bits():
+    """Of every type, also −0, ∞ and NaN, of strided and broadcast arrays, and into a buffer."""
+    special = np.array([[0.0, -0.0, np.inf, -np.inf], [np.nan, 1.5, -2.0, 5e-324]])
+    mask = np.array([[True, False, True, False], [False, True, False, True]])
+    for dtype in ("f4", "f8", "i8", "i4", "u1", "?"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            x, other = special.astype(dtype), special[::-1, ::-1].astype(dtype)
+        for y in (x, x.T.copy().T, other, other[:1], np.array(0, dtype), x[1, 2, ...]):
+            for pair in ((x, y), (y, x)):
+                z, buffer = tm.where(mask, *pair), np.ones(mask.shape, dtype)
+                expected = np.where(mask, *pair)
+                assert z.data.tobytes() == expected.tobytes() and z.dtype == expected.dtype
+                assert z.kernel(mask, *pair, out=buffer) is buffer and buffer.tobytes() == expected.tobytes()
+
+
 def test_nan_is_not_hidden():
     with np.errstate(invalid="ignore"):
         for op in (tm.relu, tm.abs, tm.max, tm.softplus, tm.softmax):

@@ -402,18 +402,18 @@ def where(mask, x, y):
     return apply(_where, mask, x, y, pullbacks=pullbacks)
 
 def _where(mask, x, y, out=None):
-    """(x ⊕ y) ∧ mask ⊕ y on the bits: np.where branches at every element, ten times slower if the mask is irregular."""
-    dtype, bits_of = x.dtype, f"i{x.dtype.itemsize}"
-    x, y = x.view(bits_of), y.view(bits_of)
-    bits = mask.astype(bits_of, order="C")
-    np.negative(bits, out=bits)  # all ones where True
-    result = bits if out is None else out.view(bits_of)
-    if y.ndim or y:
-        bits &= x ^ y
-        np.bitwise_xor(bits, y, out=result)
+    """((x ⊕ y) ∧ mask) ⊕ y on the bits. np.where branches at each element: ten times slower for irregular masks."""
+    integer = f"i{x.dtype.itemsize}"
+    x_bits, y_bits, bits = x.view(integer), y.view(integer), mask.astype(integer, order="C")
+    result = bits if out is None else out.view(integer)
+    if x.ndim == 0 and not x_bits:  # 0 where True, as in relu and its gradient
+        bits -= 1  # True: no bits, False: all of them
+        np.bitwise_and(bits, y_bits, out=result)
     else:
-        np.bitwise_and(bits, x, out=result)
-    return result.view(dtype) if out is None else out
+        np.negative(bits, out=bits)  # True: all bits
+        bits &= x_bits ^ y_bits
+        np.bitwise_xor(bits, y_bits, out=result)
+    return result.view(x.dtype) if out is None else out
 
 def max(x, axis=None, keepdims=False):
     """y = max x        x̄ = ȳ ⊙ [x = y] / Σ [x = y]: the winners share"""
