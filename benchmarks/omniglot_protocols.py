@@ -64,8 +64,8 @@ PRESETS = {
         "imaml": IMAML | dict(filters=32, tasks=16, queries=5, iterations=300, beta=2e-3, decay="cosine"),
     },
     "long": {  # half an hour
-        "maml": OURS | dict(iterations=3200),
-        "fomaml": OURS | dict(iterations=4800),
+        "maml": OURS | dict(iterations=5000),
+        "fomaml": OURS | dict(iterations=6500),
         "reptile": REPTILE | dict(iterations=10_000),
         "imaml": IMAML | dict(tasks=16, queries=5, iterations=1000, beta=2e-3, decay="cosine"),
     },

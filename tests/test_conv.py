@@ -176,7 +176,7 @@ def test_the_dense_network():
     params = tm.nn.init_dense(np.random.default_rng(0), 5)
     assert [p.shape for p in params[::3]] == [(784, 256), (256, 128), (128, 64), (64, 64), (64, 5)]
     assert [p.shape for p in params[-2:]] == [(64, 5), (1, 5)] and len(params) == 4 * 3 + 2
-    assert params[0].data.std() == pytest.approx(np.sqrt(2 / 784), rel=0.01) and (params[1].data == 1).all()
+    assert params[0].data.std() == pytest.approx(np.sqrt(1 / (9 * 784)), rel=0.01) and (params[1].data == 1).all()
     nets = [tm.nn.init_dense(np.random.default_rng(i), 4, (5, 3), 7, np.float64) for i in range(2)]
     x = real(2, 6, 7)
     together = tm.nn.dense([tm.stack(ps) for ps in zip(*nets)], x)
