@@ -74,8 +74,8 @@ def initial(s):
     """θ before training."""
     rng = np.random.default_rng([WEIGHTS_SEED, s.seed])
     if s.network == "dense":
-        return tm.nn.init_dense(rng, s.ways)
-    return tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None)
+        return tm.nn.init_dense(rng, s.ways, scale=s.scale)
+    return tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None, scale=s.scale)
 
 
 def logits(s, phi, images):

@@ -37,6 +37,7 @@ class Settings:
     network: str = "conv"
     filters: int | None = 64
     flatten: bool = False  # the head sees all pixels of the last block, not their mean
+    scale: float = 1 / 3  # of the initial weights
 
     @property
     def name(self):

@@ -177,7 +177,7 @@ def test_the_dense_network():
     assert [p.shape for p in params[::3]] == [(784, 256), (256, 128), (128, 64), (64, 64), (64, 5)]
     assert [p.shape for p in params[-2:]] == [(64, 5), (1, 5)] and len(params) == 4 * 3 + 2
     assert params[0].data.std() == pytest.approx(np.sqrt(1 / (9 * 784)), rel=0.01) and (params[1].data == 1).all()
-    nets = [tm.nn.init_dense(np.random.default_rng(i), 4, (5, 3), 7, np.float64) for i in range(2)]
+    nets = [tm.nn.init_dense(np.random.default_rng(i), 4, (5, 3), 7, dtype=np.float64) for i in range(2)]
     x = real(2, 6, 7)
     together = tm.nn.dense([tm.stack(ps) for ps in zip(*nets)], x)
     assert together.shape == (2, 6, 4)
@@ -189,7 +189,7 @@ def test_the_dense_network():
 NETWORKS = {
     "conv": (lambda rng: tm.nn.init_convnet(rng, 2, filters=2, blocks=2, dtype=np.float64), tm.nn.convnet),
     "dense": (
-        lambda rng: tm.nn.init_dense(rng, 2, (4, 3), 25, np.float64),
+        lambda rng: tm.nn.init_dense(rng, 2, (4, 3), 25, dtype=np.float64),
         lambda params, x: tm.nn.dense(params, tm.reshape(x, (*x.shape[:-3], 25))),
     ),
 }

@@ -55,14 +55,18 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
     return y if bias is None else y + bias
 
 
-def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, dtype=np.float32):
+def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, scale=1 / 3, dtype=np.float32):
     """Parameters of `convnet`: per block kernels (3, 3, in, filters), gain and bias (1, filters); then a linear head.
 
-    Weights ~ N(0, 1 / 9 inputs), gains 1, biases 0. head_features: what reaches the head, `filters` by default (the
-    spatial mean), or all pixels of the last block.
+    head_features: what reaches the head, `filters` by default (the spatial mean), or all pixels of the last block.
+
+    Weights ~ N(0, scale² / inputs), gains 1, biases 0. Batch norm undoes the size of the weights before it, but not in
+    the gradient, which is as 1 / ‖w‖, nor in the Hessian, as 1 / ‖w‖²: a step turns small weights farther. MAML learns
+    faster from 1/3 than from the √2 that relu alone would want (96.0 instead of 94.4 % on Omniglot's validation tasks
+    after 1,000 iterations, 5-way 1-shot). iMAML, which needs a small H/λ, wants larger ones.
     """
     kernels = [(3, 3, c, filters) for c in [channels] + (blocks - 1) * [filters]]
-    return init_blocks(rng, [*kernels, (head_features or filters, ways)], dtype)
+    return init_blocks(rng, [*kernels, (head_features or filters, ways)], scale, dtype)
 
 
 def convnet(params, x, pool=False, flatten=False):
@@ -81,10 +85,10 @@ def convnet(params, x, pool=False, flatten=False):
     return matmul(x, w) + b
 
 
-def init_dense(rng, ways, features=(256, 128, 64, 64), inputs=784, dtype=np.float32):
-    """Parameters of `dense`: per layer weights (in, out), gain and bias (1, out); then a linear head."""
+def init_dense(rng, ways, features=(256, 128, 64, 64), inputs=784, scale=1 / 3, dtype=np.float32):
+    """Parameters of `dense`: per layer weights (in, out), gain and bias (1, out); then a head; see init_convnet."""
     sizes = [inputs, *features, ways]
-    return init_blocks(rng, list(zip(sizes, sizes[1:])), dtype)
+    return init_blocks(rng, list(zip(sizes, sizes[1:])), scale, dtype)
 
 
 def dense(params, x):
@@ -95,16 +99,11 @@ def dense(params, x):
     return matmul(x, w) + b
 
 
-def init_blocks(rng, shapes, dtype):
-    """Weights, gain and bias for each shape but the last, the head's: weights and bias.
-
-    Batch norm undoes the size of the weights before it, but not in the gradient, which is as 1 / ‖w‖: the smaller the
-    weights, the farther a step turns them. With the variance 2 / inputs that relu alone would want, MAML learns more
-    slowly (94.4 % instead of 96.0 % on Omniglot's validation tasks after 1,000 iterations, 5-way 1-shot).
-    """
+def init_blocks(rng, shapes, scale, dtype):
+    """Weights, gain and bias for each shape but the last, the head's: weights and bias."""
     params = []
     for shape in shapes:
-        w = rng.standard_normal(shape) / np.sqrt(9 * np.prod(shape[:-1]))
+        w = scale / np.sqrt(np.prod(shape[:-1])) * rng.standard_normal(shape)
         params += [w, np.ones((1, shape[-1])), np.zeros((1, shape[-1]))]
     del params[-2]  # the head has no gain
     return [Tensor(p.astype(dtype)) for p in params]
