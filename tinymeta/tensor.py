@@ -107,6 +107,7 @@ def op_name(kernel):
 
 class State(threading.local):
     recording = True
+    tracing = False  # while `compile` calls a function: then a cut derivative is not a cut program
     origin = None  # while a backward pass is recorded: (its order: 1, 2, ..., the kernel whose pullback is running)
 
 
@@ -121,6 +122,15 @@ def recording(on):
         yield
     finally:
         state.recording, state.origin = before
+
+
+@contextmanager
+def tracing():
+    before, state.tracing = state.tracing, True
+    try:
+        yield
+    finally:
+        state.tracing = before
 
 
 def make(data, kernel, inputs, pullbacks):
@@ -144,6 +154,8 @@ def apply(kernel, *inputs, pullbacks=()):
         data = np.asarray(data)
     if state.recording:
         return make(data, kernel, inputs, pullbacks)
+    if state.tracing:
+        return make(data, kernel, inputs, ())
     return make(data, kernel, (), ())  # a cut node: a leaf that knows only the name of its op
 
 
@@ -153,7 +165,7 @@ def stop_gradient(x):
     x: a Tensor, or lists, tuples and dicts of Tensors (parameters, an optimiser's state); anything else is kept as is.
     """
     if isinstance(x, Tensor):
-        return make(x.data, stopped, (), ())
+        return make(x.data, stopped, (x,) if state.tracing else (), ())
     if isinstance(x, dict):
         return {key: stop_gradient(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

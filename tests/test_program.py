@@ -1,0 +1,279 @@
+"""compile: random programs and every algorithm, compiled and eager, bit for bit; and what it refuses."""
+
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import tinymeta as tm
+from programs import programs
+from regression import loss, problem
+from tinymeta import program as p
+
+SUBSETS = [(), *[(one,) for one in p.PASSES], *[p.PASSES[:n] for n in range(2, len(p.PASSES) + 1)]]
+SUBSETS += [tuple(q for q in p.PASSES if q is not one) for one in p.PASSES]
+
+
+def leaves(x):
+    return p.flatten(x, results=True)[1]
+
+
+def assert_same(compiled, eager, exact=True):
+    xs, ys = leaves(compiled), leaves(eager)
+    assert len(xs) == len(ys)
+    for x, y in zip(xs, ys):
+        assert (x.shape, x.dtype, x.inputs) == (y.shape, y.dtype, ())
+        if exact:
+            np.testing.assert_array_equal(x.data, y.data)
+        else:  # BLAS adds up x @ x.T differently if it sees that both are one array
+            np.testing.assert_allclose(x.data, y.data, rtol=1e-10, atol=1e-10)
+
+
+def poisoned(compiled):
+    """Every array of its plans full of garbage: what a call needs, it must compute."""
+    for plan in compiled.plans.values():
+        for buffer in plan.buffers:
+            buffer.fill(0x7F)
+
+
+def memory(plan):
+    return sum(buffer.nbytes for buffer in plan.buffers)
+
+
+@given(programs())
+def test_random_programs_and_their_derivatives(program):
+    def all_orders(*xs):
+        ys = program(*xs)
+        g = tm.vjp(ys, xs, [np.ones(y.shape) for y in ys], create_graph=True)
+        gg = tm.vjp(g, xs, [np.ones(x.shape) for x in xs], create_graph=True)
+        ggg = tm.vjp(gg, xs, [np.ones(x.shape) for x in xs])
+        return tm.stop_gradient([ys, g, gg, ggg])
+
+    compiled = tm.compile(all_orders)
+    with np.errstate(all="ignore"):
+        for xs in (program.xs, [0.7 - x for x in program.xs], program.xs):
+            assert_same(compiled(*xs), all_orders(*map(tm.Tensor, xs)), exact=False)
+
+
+def network(theta, x):
+    """Shared values, transposes, slices, views of views, masks."""
+    h = tm.relu(x @ theta[0] + theta[1])
+    h = tm.concatenate([h[:, ::-1], h.T.reshape(h.shape)], axis=1)
+    return tm.logsumexp(h * 2 + h * 2, axis=1).sum() + tm.max(h) + tm.sum(tm.where(h > 0.5, h, -h) ** 3)
+
+
+@pytest.mark.parametrize("passes", SUBSETS, ids=lambda passes: "-".join(f.__name__ for f in passes) or "none")
+def test_any_passes_give_the_same_results(passes):
+    def f(theta, x):
+        g = tm.grad(network(theta, x), theta, create_graph=True)
+        return tm.grad(sum(tm.sum(a * a) for a in g), theta), g[0], x.T
+
+    rng = np.random.default_rng(0)
+    compiled = tm.compile(lambda theta, x: tm.stop_gradient(f(theta, x)), passes=passes)
+    for _ in range(3):
+        theta, x = [rng.standard_normal((3, 4)), rng.standard_normal((1, 4))], rng.standard_normal((5, 3))
+        assert_same(compiled(theta, x), tm.stop_gradient(f([tm.Tensor(t) for t in theta], tm.Tensor(x))))
+        poisoned(compiled)
+
+
+def test_the_passes_do_what_they_say():
+    def f(x, y):
+        z = tm.exp(tm.Tensor(np.ones(3)) * 2) + x  # a constant
+        tm.sin(z)  # dead
+        return tm.stop_gradient((z * y) + (y * z)) * 3 - tm.reshape(x, (3, 1)).T.reshape(
+            3
+        )  # z y twice; views; all in place
+
+    args = np.arange(3.0), np.ones(3)
+    count = [len(tm.compile(f, passes=p.PASSES[:n]).program(*args).nodes) for n in range(4)]
+    assert count[0] == count[1] > count[2] > count[3], count
+    program = tm.compile(f).program(*args)
+    text = str(program)
+    assert "sin" not in text and "exp" not in text and text.count("multiply") == 2 and text.count("view") == 4
+    places = {n.place for n in program.nodes if n.computed}
+    assert places == {0} and len(str(program).splitlines()) == len(program.nodes) + 1
+    assert memory(p.Plan(program)) == 24 and memory(p.Plan(tm.compile(f, passes=()).program(*args))) > 24 * 8
+
+
+ALGORITHMS = {
+    "maml": partial(tm.meta.maml, loss, alpha=0.05, steps=3),
+    "fomaml": partial(tm.meta.fomaml, loss, alpha=0.05, steps=3),
+    "reptile": partial(tm.meta.reptile, loss, alpha=0.05, steps=3, rule=partial(tm.solvers.adam, beta1=0.0)),
+    "imaml": partial(tm.meta.imaml, loss, alpha=0.05, steps=3, lam=3.0, cg_steps=3, report=True),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms(name):
+    """A cut derivative is not a cut program: FO-MAML stays first-order, and its inner gradients follow the data."""
+    f = lambda theta, support, query: ALGORITHMS[name](theta, support, query)
+    compiled = tm.compile(f)
+    for seed in range(3):
+        theta, support, query = problem(tasks=3, seed=seed)
+        assert_same(compiled(theta, support, query), f(theta, support, query))
+        poisoned(compiled)
+    assert len(compiled.plans) == 1
+    if name == "fomaml":
+        maml = ALGORITHMS["maml"](theta, support, query)[1]
+        assert max(np.abs(a.data - b.data).max() for a, b in zip(maml, compiled(theta, support, query)[1])) > 1e-3
+
+
+def test_maml_through_a_convnet():
+    theta = tm.nn.init_convnet(np.random.default_rng(0), 3, filters=4)
+    rng = np.random.default_rng(1)
+
+    def cross_entropy(phi, data):
+        return tm.nn.cross_entropy(tm.nn.convnet(phi, data[0]), data[1])
+
+    f = lambda *args: tm.meta.maml(cross_entropy, *args, alpha=0.4, steps=1)
+    compiled = tm.compile(f)
+    for _ in range(2):
+        support, query = (
+            (rng.random((2, n, 28, 28, 1), dtype=np.float32), np.tile(np.arange(3), (2, n // 3))) for n in (3, 6)
+        )
+        assert_same(compiled(theta, support, query), f(theta, support, query))
+
+
+def test_results_are_never_overwritten_and_arguments_never_changed():
+    f = tm.compile(lambda x, y: [x, x + y, (x * y).T])
+    x, y = np.arange(6.0).reshape(2, 3), np.ones((2, 3))
+    before = [a.copy() for a in (x, y)]
+    first = f(x, y)
+    kept = [t.data.copy() for t in first]
+    f(x + 1, y + 5)
+    for t, copy in zip([*first, x, y], [*kept, *before]):
+        np.testing.assert_array_equal(getattr(t, "data", t) if isinstance(t, tm.Tensor) else t, copy)
+    assert not np.shares_memory(first[0].data, x)
+
+
+def test_other_shapes_types_nestings_and_fixed_values_make_other_plans_and_the_oldest_goes():
+    f = tm.compile(lambda xs, power: sum(x**power for x in xs))
+    for xs, power in [([1.0], 2), ([1.0], 3), ([1.0], 2.0), ([np.ones(2)], 2), ([1.0, 2.0], 2), ((np.float32(3),), 2)]:
+        xs = type(xs)(np.asarray(x) for x in xs)
+        np.testing.assert_allclose(f(xs, power).data, sum(x**power for x in xs))
+    assert len(f.plans) == 6
+    for n in range(3 * p.PLANS):
+        f([np.ones(n)], 2)
+    assert len(f.plans) == p.PLANS
+
+
+def test_arguments_and_results_are_nested_as_the_function_has_them():
+    def f(data, name=None):
+        return {"sum": data["x"] + data["y"][0], "none": None, name: (data["y"][1],)}
+
+    x = np.ones(2)
+    result = tm.compile(f)({"x": x, "y": (x, 2 * x)}, name="double")
+    assert list(result) == ["sum", "none", "double"] and result["none"] is None
+    np.testing.assert_array_equal(result["double"][0].data, 2 * x)
+    solution = tm.compile(lambda b: tm.solvers.cg(lambda v: [2 * a for a in v], [b], steps=1))(np.ones((2, 3)))
+    assert isinstance(solution, tm.solvers.Solution) and solution.iterations.data.tolist() == [1, 1]
+
+
+def test_a_compiled_function_within_another_one():
+    square = tm.compile(lambda x: x * x)
+    f = tm.compile(lambda x: tm.grad(square(x).sum(), [x])[0])
+    np.testing.assert_array_equal(f(np.arange(3.0)).data, [0, 2, 4])
+
+
+def test_threads_wait_for_each_other():
+    f = tm.compile(lambda x: tm.sum(tm.exp(x) * x))
+    xs = np.random.default_rng(0).standard_normal((8, 100))
+    expected, wrong = [f(x).item() for x in xs], []
+
+    def work(x, y):
+        wrong.extend(1 for _ in range(200) if f(x).item() != y)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(xs, expected)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_recording_goes_on_after_an_exception():
+    def breaks(x):
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        tm.compile(breaks)(np.ones(2))
+    assert not tm.tensor.state.tracing
+    x = tm.Tensor(3.0)
+    assert tm.stop_gradient(x * x).inputs == ()
+
+
+# ---- what it refuses -------------------------------------------------------------------------------------------------
+
+GENERATOR = np.random.default_rng(0)
+
+
+def branches(x):
+    return x * 2 if x.data[0] > 0.5 else x + 1
+
+
+def loops(x):
+    y = x
+    while y.data.sum() < 10:
+        y = y * 2
+    return y
+
+
+def masks(x):
+    return tm.where(x.data > 1, x, 0)
+
+
+def constants(x):
+    return x * x.data.max()
+
+
+def items(x):
+    return x * tm.sum(x).item()
+
+
+def draws(x):
+    return x * GENERATOR.standard_normal(3)
+
+
+def sizes(x):
+    return tm.sum(x[np.flatnonzero(x.data > 1)])
+
+
+def chooses(x):
+    y = [x * 2, x * 3]
+    return y[int(x.data[0] > 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("f", "said"),
+    [
+        (branches, "does something else, multiply of shape (3,) for add of shape (3,)"),
+        (loops, "does something else|returns something else|read by"),
+        (masks, "bool, shape (3,), read by where"),
+        (constants, "float64, shape (), read by multiply"),
+        (items, "float64, shape (), read by multiply"),
+        (draws, "float64, shape (3,), read by multiply"),
+        (sizes, "shape"),
+        (chooses, "read by multiply"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_what_depends_on_values_outside_of_the_graph_is_refused(f, said):
+    with pytest.raises(ValueError) as error:
+        tm.compile(f)(np.array([0.3, 1.2, 2.5]))
+    assert str(error.value).startswith("compile: ") and any(part in str(error.value) for part in said.split("|"))
+
+
+def test_results_that_are_no_tensors_are_refused():
+    for f in (lambda x: x.item(), lambda x: [x, 1.0], lambda x: x.data):
+        with pytest.raises(TypeError, match="compile: f returned .*: it returns Tensors"):
+            tm.compile(f)(np.ones(()))
+
+
+def test_what_holds_no_memory_of_the_trace():
+    """Without the graph: the plan of 30 products of 1 MB needs two places, not thirty arrays."""
+    f = tm.compile(lambda x: tm.sum(x @ x @ x @ x @ x @ x @ x @ x))
+    f(np.eye(256))
+    (plan,) = f.plans.values()
+    assert memory(plan) <= 2 * 8 * 256**2 + 64

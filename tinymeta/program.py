@@ -1,0 +1,386 @@
+"""Compile: run the graph again instead of building it again.
+
+A graph is a program: every node keeps a kernel that can be called on other arrays. `compile(f)` calls f once, takes the
+graph of what it returned, gradients of any order included, and makes a *plan* of it: a flat list of NumPy calls, each
+from fixed arrays into a fixed array. From then on a call copies the arguments into their places, runs the list and
+copies the results out. No Python of f, of a pullback or of the backward walk runs again.
+
+    trace     call f: the nodes that its results were computed from, oldest first
+    passes    fold      what depends on no argument is a constant
+              dead      what no result needs any more is dropped
+              common    what is computed twice is computed once
+              views     what only looks at another array is made once, with the plan
+              inplace   an elementwise kernel writes over an input that nobody reads later
+              reuse     a place whose array nobody reads any more takes a later one
+    plan      the arrays and the calls
+
+The kernels are those of the eager run, on the same values: the results are the same, bit for bit, unless BLAS adds up
+in another order for arrays that lie otherwise in memory.
+"""
+
+import functools
+import threading
+import warnings
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from . import ops
+from .tensor import Tensor, describe, graph, make, op_name, state, stopped, tracing
+
+PLANS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
+
+# ---- trace -----------------------------------------------------------------------------------------------------------
+
+
+class Node:
+    """A value of the program: kernel(*inputs), an argument (its position given), or a constant."""
+
+    __slots__ = ("kernel", "inputs", "array", "argument", "view", "over", "place")
+
+    def __init__(self, tensor, inputs, argument):
+        self.kernel, self.inputs, self.argument = tensor.kernel, inputs, argument
+        self.array = tensor.data  # what it was in the trace: a constant's value, and everybody's shape and type
+        self.view = False  # looks at its input's array
+        self.over = None  # the node in whose place it is computed
+        self.place = None  # the number of that place
+
+    shape = property(lambda n: n.array.shape)
+    dtype = property(lambda n: n.array.dtype)
+    constant = property(lambda n: not n.inputs and n.argument is None)
+    computed = property(lambda n: bool(n.inputs) and not n.view)
+
+    @property
+    def op(self):
+        return "constant" if self.constant else "argument" if self.argument is not None else op_name(self.kernel)
+
+
+class Program:
+    """`nodes`, each after its inputs; those of them that are the `outputs`; `tree`, how these are nested."""
+
+    def __init__(self, f, tree, arrays):
+        leaves = [make(a, None, (), ()) for a in arrays]
+        with tracing():
+            args, keywords = unflatten(tree, iter(leaves))
+            self.tree, results = flatten(f(*args, **keywords), results=True)
+        argument, nodes = {leaf.serial: i for i, leaf in enumerate(leaves)}, {}
+        for z in graph(*results):
+            nodes[z.serial] = Node(z, [nodes[x.serial] for x in z.inputs], argument.get(z.serial))
+        self.nodes, self.outputs = list(nodes.values()), [nodes[y.serial] for y in results]
+
+    def keep(self, nodes, instead):
+        """Go on with these nodes only; `instead` maps a dropped one to the one that is read in its stead."""
+        for n in nodes:
+            n.inputs = [instead.get(x, x) for x in n.inputs]
+        self.nodes, self.outputs = nodes, [instead.get(y, y) for y in self.outputs]
+
+    def __str__(self):
+        name = {n: f"%{i}" for i, n in enumerate(self.nodes)}
+        lines = []
+        for n in self.nodes:
+            call = f"{n.op}({', '.join(name[x] for x in n.inputs)})" if n.inputs else n.op
+            where = "view" if n.view else "" if n.place is None else f"in {n.place}"
+            lines.append(f"{name[n]:>6} = {call:36} {n.dtype.name:8} {n.shape!s:20} {where}".rstrip())
+        return "\n".join([*lines, f"return {', '.join(name[y] for y in self.outputs)}"])
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+def fold(program):
+    """Make a constant of every kernel of constants: it has the value of the trace."""
+    for n in program.nodes:
+        if n.inputs and all(x.constant for x in n.inputs):
+            n.inputs = []
+
+
+def dead(program):
+    """Drop what no output needs."""
+    needed, todo = set(), list(program.outputs)
+    while todo:
+        n = todo.pop()
+        if n not in needed:
+            needed.add(n)
+            todo.extend(n.inputs)
+    program.keep([n for n in program.nodes if n in needed], {})
+
+
+def common(program):
+    """Of nodes with the same kernel and the same inputs, and of equal small constants, keep the first."""
+    first, instead, kept = {}, {}, []
+    for n in program.nodes:
+        inputs = [instead.get(x, x) for x in n.inputs]
+        if n.kernel in COMMUTATIVE:
+            inputs.sort(key=id)
+        if n.inputs:
+            key = (kernel_key(n.kernel), *inputs)
+        else:
+            key = (n.dtype, n.shape, n.array.tobytes()) if n.constant and n.array.size < 1000 else n
+        if key in first:
+            instead[n] = first[key]
+        else:
+            first[key] = n
+            kept.append(n)
+    program.keep(kept, instead)
+
+
+def views(program):
+    """Mark what needs no copy. Whether a reshape does is found out on arrays that lie as the plan's will."""
+    arrays = {}
+    for n in program.nodes:
+        arrays[n] = n.array if n.constant else np.empty(n.shape, n.dtype)
+        if len(n.inputs) == 1 and function_of(n.kernel) in VIEWS:
+            x = arrays[n.inputs[0]]
+            y = n.kernel(x)
+            if np.may_share_memory(x, y):
+                n.view, arrays[n] = True, y
+
+
+def inplace(program):
+    """Compute an elementwise node over an input of its shape and type whose array is read here for the last time."""
+    last = last_reads(program)
+    for i, n in enumerate(program.nodes):
+        if not n.computed or not is_elementwise(n.kernel):
+            continue
+        for x in n.inputs:
+            r = root(x)
+            alone = all(y is x or root(y) is not r for y in n.inputs)
+            fits = (x.shape, x.dtype) == (n.shape, n.dtype) and as_it_lies(x, r)
+            if r.computed and last[r] == i and alone and fits:
+                n.over = r
+                break
+
+
+def reuse(program):
+    """Number the places. A node takes the smallest free one that is large enough, or else the largest, which grows."""
+    last, sizes, free, until = last_reads(program), [], [], {}
+    for i, n in enumerate(program.nodes):
+        if n.computed:
+            size = n.array.nbytes
+            if n.over is not None:
+                n.place = n.over.place
+            elif free:
+                enough = [p for p in free if sizes[p] >= size]
+                n.place = min(enough, key=sizes.__getitem__) if enough else max(free, key=sizes.__getitem__)
+                free.remove(n.place)
+            else:
+                n.place = len(sizes)
+                sizes.append(0)
+            sizes[n.place] = max(sizes[n.place], size)
+            until[n.place] = last.get(n, i)
+        free += [p for p, end in until.items() if end == i]
+        until = {p: end for p, end in until.items() if end != i}
+
+
+PASSES = (fold, dead, common, views, inplace, reuse)
+
+VIEWS = {ops._broadcast_to, ops._reshape, ops._transpose, ops._gather, stopped}
+COMMUTATIVE = {np.add, np.multiply, np.equal, np.not_equal, np.logical_and, np.logical_or}
+
+
+def function_of(kernel):
+    return getattr(kernel, "func", kernel)
+
+
+def kernel_key(kernel):
+    """What tells kernels apart: the function, and its static arguments (axes, shapes, slices) as text."""
+    return function_of(kernel), repr(sorted(getattr(kernel, "keywords", {}).items()))
+
+
+def is_elementwise(kernel):
+    f = function_of(kernel)
+    return isinstance(f, np.ufunc) and f is not np.matmul or f in (ops._where, ops._power, ops._softplus)
+
+
+def root(n):
+    """The node whose array this one looks at; itself, if it is no view."""
+    while n.view:
+        n = n.inputs[0]
+    return n
+
+
+def as_it_lies(x, r):
+    """Is x all of its root's array, in its order? A reshape is, a transpose or a slice is not."""
+    while x is not r and function_of(x.kernel) in (ops._reshape, stopped):
+        x = x.inputs[0]
+    return x is r
+
+
+def last_reads(program):
+    """{root: position of the last node that reads its array, through any view}. Outputs are read after the end."""
+    last = {root(x): i for i, n in enumerate(program.nodes) for x in n.inputs}
+    return last | {root(y): len(program.nodes) for y in program.outputs}
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """The arrays of a program, and the calls from one to the next."""
+
+    def __init__(self, program):
+        sizes, buffers, arrays = {}, {}, {}
+        for n in program.nodes:
+            if n.computed:
+                if n.place is None:  # without the pass `reuse`
+                    n.place = n.over.place if n.over else len(sizes)
+                sizes[n.place] = max(sizes.get(n.place, 0), n.array.nbytes)
+        self.calls = []
+        for n in program.nodes:
+            inputs = [arrays[x] for x in n.inputs]
+            if n.computed:
+                if n.place not in buffers:
+                    buffers[n.place] = np.empty(sizes[n.place], np.uint8)
+                arrays[n] = buffers[n.place][: n.array.nbytes].view(n.dtype).reshape(n.shape)
+                self.calls.append(bind(n.kernel, inputs, arrays[n]))
+            elif n.view:
+                arrays[n] = n.kernel(*inputs)
+            else:
+                arrays[n] = n.array if n.constant else np.empty(n.shape, n.dtype)
+        self.arguments = [(n.argument, arrays[n]) for n in program.nodes if n.argument is not None]
+        self.outputs, self.tree, self.buffers = [arrays[y] for y in program.outputs], program.tree, buffers.values()
+
+    def __call__(self, values):
+        for i, array in self.arguments:
+            np.copyto(array, values[i])
+        for call in self.calls:
+            call()
+        return [make(y.copy(), None, (), ()) for y in self.outputs]  # the next call overwrites y
+
+
+def bind(kernel, inputs, out):
+    """The kernel's call, from these arrays into that one."""
+    if isinstance(kernel, np.ufunc):
+        return partial(kernel, *inputs, out)
+    return partial(kernel, *inputs, out=out)
+
+
+# ---- compile ---------------------------------------------------------------------------------------------------------
+
+
+def compile(f, *, passes=PASSES):
+    """f, faster from the second call on: called like f, with the same results, all of them leaves.
+
+    f takes arrays, Tensors and fixed values (numbers, text, None, functions), nested in lists, tuples and dicts, and
+    returns Tensors, nested likewise. It may take gradients of any order and adapt, solve and update in loops. Inside of
+    f every array is a Tensor. Another nesting, shape, type or fixed value makes another plan; what changes from call to
+    call, such as an annealed step size, is therefore passed as a 0-d array. The last 16 plans are kept. Calls
+    from several threads wait for each other.
+
+    f runs as Python at the first call only. So nothing in it may depend on the values of its arguments but through
+    Tensors: no branch, no .data, .item() or NumPy mask, no random numbers (draw them outside and pass them in). The
+    first call runs f a second time, on other values, and raises ValueError where the programs differ. What it can't
+    find: checks of values and warnings happen at the first call only, and what f reads besides its arguments, a global
+    or an attribute, stays as it was then.
+
+    passes: those of `PASSES` to run; `.program(*args)` is the program after them, to be printed.
+    """
+    return Compiled(f, passes)
+
+
+class Compiled:
+    def __init__(self, f, passes):
+        functools.update_wrapper(self, f)
+        self.f, self.passes, self.plans, self.lock = f, passes, {}, threading.Lock()
+
+    def __call__(self, *args, **keywords):
+        if state.tracing:  # a part of another program
+            return self.f(*args, **keywords)
+        tree, arrays = flatten((args, keywords))
+        key = tree, tuple((a.shape, a.dtype) for a in arrays)
+        with self.lock:  # a plan has one set of arrays
+            plan = self.plans.get(key)
+            if plan is None:
+                plan = Plan(self.trace(tree, arrays))
+                if len(self.plans) == PLANS:
+                    del self.plans[next(iter(self.plans))]
+                self.plans[key] = plan
+            return unflatten(plan.tree, iter(plan(arrays)))
+
+    def program(self, *args, **keywords):
+        return self.trace(*flatten((args, keywords)))
+
+    def trace(self, tree, arrays):
+        program = Program(self.f, tree, arrays)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            require_same(program, Program(self.f, tree, moved(arrays)))
+        for optimise in self.passes:
+            optimise(program)
+        return program
+
+
+def moved(arrays):
+    """Arrays of other values: the same ones in another order, floats also larger or smaller, with the same signs."""
+    rng, result = np.random.default_rng(0), []
+    for a in arrays:
+        b = rng.permutation(a.ravel()).reshape(a.shape)
+        if b.dtype.kind == "f":
+            b = np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
+        result.append(b.astype(a.dtype))
+    return result
+
+
+def require_same(program, other):
+    """Raise ValueError where f, called on other values, made another program."""
+    position = {n: i for p in (program, other) for i, n in enumerate(p.nodes)}
+
+    def signature(n):
+        return n.op, n.shape, n.dtype, n.argument, kernel_key(n.kernel)[1], [position[x] for x in n.inputs]
+
+    for n, m in zip(program.nodes, other.nodes):
+        if signature(n) != signature(m):
+            raise ValueError(
+                f"compile: on other values f does something else, {m.op} of shape {m.shape} for {n.op} of shape"
+                f" {n.shape}: branches, loops and sizes must not depend on values; use tm.where, or do it outside of f"
+            )
+    if [position[y] for y in program.outputs] != [position[y] for y in other.outputs]:
+        raise ValueError("compile: on other values f returns something else: branches must not depend on values")
+    for n, m in zip(program.nodes, other.nodes):
+        if n.constant and n.array.tobytes() != m.array.tobytes():
+            reader = next((x.op for x in program.nodes if n in x.inputs), "the result")
+            raise ValueError(
+                f"compile: {describe(n.array)}, read by {reader}, depends on values but was computed outside of the"
+                " graph, by way of .data or .item(), or is random: it would stay as it was at the first call. Compute"
+                " it with tm ops, or pass it to f"
+            )
+
+
+# ---- nested arguments and results ------------------------------------------------------------------------------------
+
+
+class Fixed(NamedTuple):
+    """A value that is part of the program, with its type: 1, 1.0 and True are three."""
+
+    kind: type
+    value: object
+
+
+def flatten(x, results=False):
+    """(how x is nested, hashable; the arrays in it, or of results the Tensors)."""
+    if isinstance(x, Tensor):
+        return Tensor, [x if results else x.data]
+    if isinstance(x, dict):
+        tree, arrays = flatten(list(x.values()), results)
+        return (dict, tuple(x), tree), arrays
+    if isinstance(x, (list, tuple)):
+        parts = [flatten(part, results) for part in x]
+        return (type(x), *(tree for tree, _ in parts)), [a for _, arrays in parts for a in arrays]
+    if results and x is not None:
+        raise TypeError(f"compile: f returned {describe(x)}: it returns Tensors, nested in lists, tuples and dicts")
+    if isinstance(x, (np.ndarray, np.generic)):
+        return Tensor, [Tensor(x).data]
+    return Fixed(type(x), x), []
+
+
+def unflatten(tree, arrays):
+    if tree is Tensor:
+        return next(arrays)
+    if isinstance(tree, Fixed):
+        return tree.value
+    kind, *parts = tree
+    if kind is dict:
+        return dict(zip(parts[0], unflatten(parts[1], arrays)))
+    values = [unflatten(part, arrays) for part in parts]
+    return kind(*values) if hasattr(kind, "_fields") else kind(values)
