@@ -15,11 +15,11 @@ All settings are in benchmarks/omniglot_protocols.py.
 
 import argparse
 import dataclasses
+import functools
 import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +94,8 @@ def loss_of(s):
 
 def inner(s, batch):
     """Arguments that all methods, and their adaptation at test, have in common."""
-    rule = partial(tm.solvers.adam, beta1=0.0) if s.method == "reptile" else tm.solvers.sgd
-    return dict(alpha=s.alpha, rule=rule, batch=batch and partial(minibatch, batch))
+    rule = functools.partial(tm.solvers.adam, beta1=0.0) if s.method == "reptile" else tm.solvers.sgd
+    return dict(alpha=s.alpha, rule=rule, batch=batch and functools.partial(minibatch, batch))
 
 
 def minibatch(size, support, step):
@@ -103,6 +103,18 @@ def minibatch(size, support, step):
     images, labels = support
     index = (step * size + np.arange(size)) % labels.shape[1]
     return images[:, index], labels[:, index]
+
+
+@functools.cache
+def meta_step(s, eager):
+    """(θ, support, query) ↦ (query loss, meta-gradient), and of iMAML how conjugate gradients went."""
+    algorithm = getattr(tm.meta, s.method)
+    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, report=True) if s.lam else {}
+
+    def step(theta, support, query):
+        return algorithm(loss_of(s), theta, support, query, steps=s.steps, **inner(s, s.batch), **implicit)
+
+    return step if eager else tm.compile(step)
 
 
 def outer_step(s, done):
@@ -128,15 +140,14 @@ def begin(s):
     return Run(0, theta, None, theta, [], *np.zeros((2, s.iterations), np.float32))
 
 
-def advance(s, run, parts, clock):
+def advance(s, run, parts, clock, eager=False):
     """One iteration on. Its tasks depend on (seed, iteration) alone, so no generator has a state to be kept."""
-    i, algorithm = run.iteration, getattr(tm.meta, s.method)
-    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, report=True) if s.lam else {}
+    i = run.iteration
     with clock("sampling"):
         rng = np.random.default_rng([TRAINING_SEED, s.seed, i])
         data = episodes.draw_episodes(rng, parts["train"], s.tasks, s.ways, s.training_shots, s.queries)
     with clock("step"):
-        loss, meta_grad, *cg = algorithm(loss_of(s), run.theta, *data, steps=s.steps, **inner(s, s.batch), **implicit)
+        loss, meta_grad, *cg = meta_step(s, eager)(run.theta, *data)
         rule = tm.solvers.sgd if s.method == "reptile" else tm.solvers.adam
         theta, outer = tm.stop_gradient(rule(run.theta, meta_grad, run.outer, lr=outer_step(s, i / s.iterations)))
         report.require_finite(TITLES[s.method], i, loss, theta)
@@ -147,12 +158,12 @@ def advance(s, run, parts, clock):
         return run
     with clock("validation"):
         tasks = parts["validation"], VALIDATION_SEED, s.validation_tasks
-        accuracy = evaluate(s, theta, *tasks, steps=[s.test_steps]).mean()
+        accuracy = evaluate(s, theta, *tasks, steps=[s.test_steps], eager=eager).mean()
     best = theta if all(accuracy >= other for _, other in run.validations) else run.best
     return dataclasses.replace(run, best=best, validations=[*run.validations, [i + 1, accuracy]])
 
 
-def train(s, run, parts, save, save_every, clock):
+def train(s, run, parts, save, save_every, clock, eager):
     """The finished Run. Saved every `save_every` seconds, at the end, and when interrupted."""
 
     def note():
@@ -164,7 +175,7 @@ def train(s, run, parts, save, save_every, clock):
     saved = time.monotonic()
     try:
         for _ in report.progress(TITLES[s.method], s.iterations, note, first=run.iteration):
-            run = advance(s, run, parts, clock)
+            run = advance(s, run, parts, clock, eager)
             if time.monotonic() - saved >= save_every:
                 save(run)
                 saved = time.monotonic()
@@ -183,19 +194,19 @@ def predict(s, phi, support, images, transductive=True):
     query: each query then goes through the network in a batch of its own, with the support beside it.
     """
     if transductive:
-        return logits(s, phi, images).data
+        return logits(s, phi, images)
     parts, (tasks, n) = [], support[1].shape
     each = max(1, IMAGES // (tasks * (n + 1)))  # queries at once
     for start in range(0, images.shape[1], each):
-        query = images[:, start : start + each, None]  # (tasks, each, 1, 28, 28, 1)
-        beside = np.broadcast_to(support[0][:, None], (*query.shape[:2], n, *query.shape[3:]))
-        batches = np.concatenate([beside, query], axis=2)
-        parts.append(logits(s, [p[:, None] for p in phi], batches).data[:, :, -1])
-    return np.concatenate(parts, axis=1)
+        query = tm.Tensor(images)[:, start : start + each, None]  # (tasks, each, 1, 28, 28, 1)
+        beside = tm.broadcast_to(tm.Tensor(support[0])[:, None], (*query.shape[:2], n, *query.shape[3:]))
+        batches = tm.concatenate([beside, query], axis=2)
+        parts.append(logits(s, [p[:, None] for p in phi], batches)[:, :, -1])
+    return tm.concatenate(parts, axis=1)
 
 
 def adapt(s, theta, support, steps, visit):
-    """Adapt as in training, iMAML on its proximal problem, and call visit(k, phi) after k = 0 ... steps steps."""
+    """Adapt as in training, iMAML on its proximal problem, and call visit(k, phi) after k = 0, .., steps steps."""
     arguments = inner(s, s.test_batch)
     rule, k = arguments.pop("rule"), 0
 
@@ -210,21 +221,31 @@ def adapt(s, theta, support, steps, visit):
     tm.meta.adapt(objective, theta, support, steps=steps, rule=watched, **arguments)
 
 
-def evaluate(s, theta, characters, seed, tasks, steps, transductive=True):
+@functools.cache
+def predictions(s, steps, transductive, eager):
+    """(θ, support, query images) ↦ the logits after each number of steps."""
+
+    def adapt_and_predict(theta, support, images):
+        results = []
+
+        def visit(k, phi):
+            if k in steps:
+                results.append(predict(s, phi, support, images, transductive))
+
+        adapt(s, theta, support, max(steps), visit)
+        return tm.stop_gradient(results)
+
+    return adapt_and_predict if eager else tm.compile(adapt_and_predict)
+
+
+def evaluate(s, theta, characters, seed, tasks, steps, transductive=True, eager=False):
     """Accuracy of tasks 0, .., tasks−1 of that seed after each number of steps: (len(steps), tasks)."""
 
     def accuracies(start, stop):
         sizes = s.ways, s.shots, s.test_queries
         support, (images, labels) = episodes.test_episodes(seed, characters, start, stop, *sizes)
-        curve = []
-
-        def judge(k, phi):
-            if k in steps:
-                chosen = predict(s, phi, support, images, transductive).argmax(axis=-1)
-                curve.append((chosen == labels).mean(axis=-1))
-
-        adapt(s, theta, support, max(steps), judge)
-        return curve
+        curve = predictions(s, tuple(steps), transductive, eager)(theta, support, images)
+        return [(y.data.argmax(axis=-1) == labels).mean(axis=-1) for y in curve]
 
     size = max(1, IMAGES // (s.ways * (s.shots + s.test_queries)))  # tasks at once
     return np.concatenate([accuracies(i, min(i + size, tasks)) for i in range(0, tasks, size)], axis=1)
@@ -233,10 +254,8 @@ def evaluate(s, theta, characters, seed, tasks, steps, transductive=True):
 def predicted_task(s, theta, characters, transductive):
     """Test task 0: (support, query, labels predicted for the query)."""
     support, query = episodes.test_episodes(TEST_SEED, characters, 0, 1, s.ways, s.shots, s.test_queries)
-    phis = {}
-    adapt(s, theta, support, s.test_steps, phis.__setitem__)
-    chosen = predict(s, phis[s.test_steps], support, query[0], transductive).argmax(axis=-1)
-    return [a[0] for a in support], [a[0] for a in query], chosen[0]
+    (y,) = predictions(s, (s.test_steps,), transductive, eager=True)(theta, support, query[0])
+    return [a[0] for a in support], [a[0] for a in query], y.data[0].argmax(axis=-1)
 
 
 def summary(accuracies):
@@ -245,11 +264,11 @@ def summary(accuracies):
     return {"mean": (100 * accuracies.mean(axis=1)).tolist(), "half_width": (196 * standard_error).tolist()}
 
 
-def measure(s, run, parts, tasks, transductive):
+def measure(s, run, parts, tasks, transductive, eager):
     """The figures of the record: curves of the trained and the untrained network, and how the training went."""
     steps = range(max(CURVE, s.test_steps) + 1)
     curves = {
-        name: summary(evaluate(s, theta, parts["test"], TEST_SEED, tasks, steps, transductive))
+        name: summary(evaluate(s, theta, parts["test"], TEST_SEED, tasks, steps, transductive, eager))
         for name, theta in (("trained", run.best), ("untrained", initial(s)))
     }
     return {
@@ -348,6 +367,7 @@ def arguments():
     p.add_argument("--download", action="store_true", help="fetch the two zips into --data or the cache directory")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="default: in --out, named after task and method")
     p.add_argument("--save-every", type=at_least(0), metavar="SECONDS", default=120, help="default 120")
+    p.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
     start.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only test it, on the data it is made for")
@@ -419,9 +439,9 @@ def main(argv=None):
             parser.error(error)
         if path:
             save = lambda run: checkpoint.save(path, {"omniglot": vars(s), "run": vars(run)})
-            run = train(s, run, parts, save, args.save_every, clock)
+            run = train(s, run, parts, save, args.save_every, clock, args.eager)
         with clock("evaluation"):
-            figures = measure(s, run, parts, args.test_tasks, transductive)
+            figures = measure(s, run, parts, args.test_tasks, transductive, args.eager)
     except KeyboardInterrupt:
         where = f"; saved in {path}, the same command with --resume goes on from there" if path else ""
         parser.exit(130, f"\n{parser.prog}: interrupted{where}\n")

@@ -8,6 +8,9 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import report
+from benchmarks.omniglot_pictures import draw_methods
+
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
     "tensor", "ops", "calculus", "check", "conv", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile",
@@ -36,6 +39,43 @@ def sinusoid():
     return rows
 
 
+def omniglot_records():
+    """[(settings, record, record of the test that is not transductive)] of the methods, 5-way 1-shot."""
+    from benchmarks.omniglot_protocols import TITLES, Settings
+
+    def read(name):
+        return json.loads((ROOT / f"benchmarks/results/omniglot_5way_1shot_{name}.json").read_text())
+
+    records = [(read(method), read(f"{method}_not_transductive")) for method in TITLES]
+    return [(Settings(**record["settings"]), record, alone) for record, alone in records]
+
+
+def omniglot():
+    """5-way 1-shot, by method, the published figures below ours."""
+    from benchmarks.omniglot_protocols import TITLES, published
+
+    rows = ["| | transductive | not | untrained | iterations × tasks | minutes |", "|---" * 6 + "|"]
+    for s, record, alone in omniglot_records():
+        cells = []
+        for figures in (record["figures"], alone["figures"]):
+            score = figures["score"]
+            cells.append(f"{score['mean']:.2f} ± {score['half_width']:.2f}")
+        untrained = record["figures"]["untrained"]["mean"][s.test_steps]
+        rows.append(
+            f"| {TITLES[s.method]} | {' | '.join(cells)} | {untrained:.1f} | {s.iterations} × {s.tasks} |"
+            f" {record['seconds']['total'] / 60:.0f} |"
+        )
+        known = [published(s, transductive) for transductive in (True, False)]
+        rows.append(f"| *published* | {' | '.join(f'*{k[1]} ± {k[2]}*' if k else '' for k in known)} | | | |")
+    machine, figures = record["machine"], record["figures"]
+    commits = dict.fromkeys(r["commit"] for _, *pair in omniglot_records() for r in pair)
+    rows.append(
+        f"\nMeasured on {machine['processor']}, one of {machine['cores']} cores each, NumPy {machine['numpy']};"
+        f" {figures['tasks']} test tasks, seed {s.seed}, commit {', '.join(commits)}."
+    )
+    return rows
+
+
 def files():
     """Every file with the first sentence of its docstring."""
     rows = ["| file | lines | what it holds |", "|---|---|---|"]
@@ -48,7 +88,7 @@ def files():
 
 
 def updated(text):
-    for make in (sinusoid, files):
+    for make in (sinusoid, omniglot, files):
         between = re.compile(rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = between.sub(lambda m, make=make: m[1] + "\n".join(make()) + "\n" + m[2], text)
     return text
@@ -57,3 +97,9 @@ def updated(text):
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     readme.write_text(updated(readme.read_text()))
+    if plt := report.pyplot():
+        draw_methods(
+            plt,
+            [(s, record) for s, record, _ in omniglot_records()],
+            ROOT / "benchmarks/results/omniglot_5way_1shot.png",
+        )
