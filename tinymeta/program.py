@@ -19,6 +19,7 @@ in another order for arrays that lie otherwise in memory.
 """
 
 import functools
+import math
 import threading
 import warnings
 from functools import partial
@@ -37,19 +38,19 @@ PLANS = 16  # that a compiled function keeps: one for each nesting, shapes and t
 class Node:
     """A value of the program: kernel(*inputs), an argument (its position given), or a constant."""
 
-    __slots__ = ("kernel", "inputs", "array", "argument", "view", "over", "place")
+    __slots__ = ("kernel", "inputs", "shape", "dtype", "argument", "array", "view", "over", "place")
 
     def __init__(self, tensor, inputs, argument):
-        self.kernel, self.inputs, self.argument = tensor.kernel, inputs, argument
-        self.array = tensor.data  # what it was in the trace: a constant's value, and everybody's shape and type
+        self.kernel, self.inputs, self.shape, self.dtype = tensor.kernel, inputs, tensor.shape, tensor.dtype
+        self.argument, known = argument, argument is None and all(x.array is not None for x in inputs)
+        self.array = tensor.data if known else None  # its value, if that depends on no argument
         self.view = False  # looks at its input's array
         self.over = None  # the node in whose place it is computed
         self.place = None  # the number of that place
 
-    shape = property(lambda n: n.array.shape)
-    dtype = property(lambda n: n.array.dtype)
     constant = property(lambda n: not n.inputs and n.argument is None)
     computed = property(lambda n: bool(n.inputs) and not n.view)
+    nbytes = property(lambda n: math.prod(n.shape) * n.dtype.itemsize)
 
     @property
     def op(self):
@@ -89,9 +90,9 @@ class Program:
 
 
 def fold(program):
-    """Make a constant of every kernel of constants: it has the value of the trace."""
+    """Make a constant of every kernel of constants: its value is known from the trace."""
     for n in program.nodes:
-        if n.inputs and all(x.constant for x in n.inputs):
+        if n.array is not None:
             n.inputs = []
 
 
@@ -157,7 +158,7 @@ def reuse(program):
     last, sizes, free, until = last_reads(program), [], [], {}
     for i, n in enumerate(program.nodes):
         if n.computed:
-            size = n.array.nbytes
+            size = n.nbytes
             if n.over is not None:
                 n.place = n.over.place
             elif free:
@@ -225,14 +226,14 @@ class Plan:
             if n.computed:
                 if n.place is None:  # without the pass `reuse`
                     n.place = n.over.place if n.over else len(sizes)
-                sizes[n.place] = max(sizes.get(n.place, 0), n.array.nbytes)
+                sizes[n.place] = max(sizes.get(n.place, 0), n.nbytes)
         self.calls = []
         for n in program.nodes:
             inputs = [arrays[x] for x in n.inputs]
             if n.computed:
                 if n.place not in buffers:
                     buffers[n.place] = np.empty(sizes[n.place], np.uint8)
-                arrays[n] = buffers[n.place][: n.array.nbytes].view(n.dtype).reshape(n.shape)
+                arrays[n] = buffers[n.place][: n.nbytes].view(n.dtype).reshape(n.shape)
                 self.calls.append(bind(n.kernel, inputs, arrays[n]))
             elif n.view:
                 arrays[n] = n.kernel(*inputs)
