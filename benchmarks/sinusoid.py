@@ -67,12 +67,20 @@ ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1)
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def train(name, iterations, first_beta, seed):
+def train(name, iterations, first_beta, seed, eager=False):
     """θ after that many meta-batches. Weights ~ N(0, 1 / inputs)."""
     m = METHODS[name]
     rng = np.random.default_rng([seed, 0])
     theta, state = tm.nn.init_mlp(rng, SIZES, gain=1.0), None
     report_cg = {"report": True} if m.algorithm is tm.meta.imaml else {}
+
+    def iteration(theta, state, support, query, beta):
+        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **report_cg)
+        theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
+        return theta, state, query_loss, [solution.negative_curvature for solution in cg]
+
+    if not eager:
+        iteration = tm.compile(iteration)
     recent = deque(maxlen=200)  # (query loss, share of tasks with negative curvature) of the last iterations
     beta = first_beta
 
@@ -83,11 +91,10 @@ def train(name, iterations, first_beta, seed):
 
     for i in report.progress(m.title, iterations, note):
         support, query = sinusoid.training_batch(rng, TASKS, TRAINING_SHOTS)
-        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **report_cg)
-        beta = first_beta * schedule(m.outer, i / iterations)
-        theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
+        beta = np.array(first_beta * schedule(m.outer, i / iterations), np.float32)
+        theta, state, query_loss, negative = iteration(theta, state, support, query, beta)
         report.require_finite(m.title, i, query_loss, theta)
-        recent.append((query_loss.item(), cg[0].negative_curvature.data.mean() if cg else 0))
+        recent.append((query_loss.item(), negative[0].data.mean() if negative else 0))
     return theta
 
 
@@ -219,6 +226,7 @@ def main(argv=None):
     parser = report.parser(__doc__, EXAMPLES)
     methods = dict(nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--methods", **methods, help="some of: " + " ".join(METHODS) + " (default: all)")
+    parser.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
@@ -233,7 +241,7 @@ def main(argv=None):
         if args.iterations is not None and name != "random":
             iterations = args.iterations
         try:
-            theta = train(name, iterations, beta, args.seed)
+            theta = train(name, iterations, beta, args.seed, args.eager)
         except FloatingPointError as error:  # the other methods' results still count
             print(f"stopped: {error}", file=sys.stderr)
             continue

@@ -47,8 +47,8 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     ε stands inside the root (Kingma and Ba 2015 add it outside): √v̂ has no derivative at v̂ = 0, where every unit that
     gets no gradient is, and the meta-gradient through an inner Adam would be NaN.
     """
-    t, m, v = state or (0, [0.0] * len(grads), [0.0] * len(grads))
-    t += 1
+    t, m, v = state or (Tensor(np.zeros((), params[0].dtype)), [0.0] * len(grads), [0.0] * len(grads))
+    t = t + 1
     m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads, strict=True)]
     v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads, strict=True)]
     m_hat, v_hat = 1 / (1 - beta1**t), 1 / (1 - beta2**t)
