@@ -1,5 +1,6 @@
 """compile: random programs and every algorithm, compiled and eager, bit for bit; and what it refuses."""
 
+import sys
 import threading
 from functools import partial
 
@@ -202,6 +203,58 @@ def test_recording_goes_on_after_an_exception():
     assert not tm.tensor.state.tracing
     x = tm.Tensor(3.0)
     assert tm.stop_gradient(x * x).inputs == ()
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_shards(name, tasks):
+    """Means over the parts of the tasks, of unequal sizes, are means over all; what is stacked comes back in order."""
+
+    def f(theta, support, query):
+        _, grads, *cg = ALGORITHMS[name](theta, support, query)
+        phi = tm.meta.adapt(loss, theta, support, alpha=0.1, steps=1)
+        return grads, [phi, cg], None
+
+    compiled = tm.compile(f, tasks=["support", "query"], stacked=[1], shards=3)
+    for seed in range(2):
+        args = problem(tasks=tasks, seed=seed)
+        results = compiled(*args)
+        assert_same(results, f(*args), exact=False)
+        poisoned(compiled)
+        assert_same(compiled(args[0], query=args[2], support=args[1]), results)  # to the bit
+    assert results[2] is None
+
+
+def test_shards_run_one_after_the_other_without_threadpoolctl(monkeypatch):
+    f = lambda x: (tm.mean(x * x), x + 1)
+    make = lambda: tm.compile(f, tasks=["x"], stacked=[1], shards=2)
+    x = np.random.default_rng(0).standard_normal(100)
+    p.one_blas_thread.cache_clear()
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with pytest.warns(RuntimeWarning, match="one after the other, because threadpoolctl is not installed"):
+        alone = make()(x)
+    make()(x)  # said once
+    p.one_blas_thread.cache_clear()
+    monkeypatch.undo()
+    pytest.importorskip("threadpoolctl")
+    assert_same(make()(x), alone)
+
+
+def test_shards_are_asked_for_in_terms_of_the_function():
+    f = lambda x, y: (tm.sum(x), y)
+    x = np.ones((4, 2))
+    for options in (dict(shards=2), dict(shards=0), dict(shards=2, tasks=["z"])):
+        with pytest.raises(ValueError, match="tasks are names of parameters of f"):
+            tm.compile(f, **options)
+    with pytest.raises(ValueError, match="must have the tasks as first axis"):
+        tm.compile(f, tasks=["x", "y"], shards=2)(x, x[:3])
+    with pytest.raises(TypeError, match="int64.*no mean over shards"):
+        tm.compile(lambda x: (tm.greater(x, 0).astype(np.int64),), tasks=["x"], shards=2)(x)
+    with pytest.raises(TypeError, match="a list or a tuple"):
+        tm.compile(tm.mean, tasks=["x"], shards=2)(x)
 
 
 # ---- what it refuses -------------------------------------------------------------------------------------------------

@@ -19,9 +19,12 @@ in another order for arrays that lie otherwise in memory.
 """
 
 import functools
+import inspect
+import itertools
 import math
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -260,7 +263,7 @@ def bind(kernel, inputs, out):
 # ---- compile ---------------------------------------------------------------------------------------------------------
 
 
-def compile(f, *, passes=PASSES):
+def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
     """f, faster from the second call on: called like f, with the same results, all of them leaves.
 
     f takes arrays, Tensors and fixed values (numbers, text, None, functions), nested in lists, tuples and dicts, and
@@ -275,29 +278,72 @@ def compile(f, *, passes=PASSES):
     find: checks of values and warnings happen at the first call only, and what f reads besides its arguments, a global
     or an attribute, stays as it was then.
 
-    passes: those of `PASSES` to run; `.program(*args)` is the program after them, to be printed.
+    tasks, stacked, shards: with shards > 1, f is called on that many parts of the tasks at once, each in a thread with
+    a plan of its own. tasks names the parameters of f whose arrays all have the tasks as first axis; stacked are the
+    positions in what f returns of results that have it too. The others must be means over tasks, and the result is the
+    mean of the parts', weighted by their numbers of tasks. Without the package threadpoolctl, which keeps BLAS from
+    starting threads of its own, the parts run one after the other, to the same results.
+
+    passes: those of `PASSES` to run; `.program(*args)` is the program after them (of all tasks), to be printed.
     """
-    return Compiled(f, passes)
+    return Compiled(f, tasks, stacked, shards, passes)
 
 
 class Compiled:
-    def __init__(self, f, passes):
+    def __init__(self, f, tasks, stacked, shards, passes):
         functools.update_wrapper(self, f)
-        self.f, self.passes, self.plans, self.lock = f, passes, {}, threading.Lock()
+        self.f, self.signature, self.passes = f, inspect.signature(f), passes
+        self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
+        unknown = self.tasks - set(self.signature.parameters)
+        if unknown or shards < 1 or shards > 1 and not tasks:
+            raise ValueError(f"compile: shards={shards}, tasks={tuple(tasks)}: tasks are names of parameters of f")
+        self.plans, self.lock, self.pool = {}, threading.Lock(), None
 
     def __call__(self, *args, **keywords):
         if state.tracing:  # a part of another program
             return self.f(*args, **keywords)
-        tree, arrays = flatten((args, keywords))
-        key = tree, tuple((a.shape, a.dtype) for a in arrays)
         with self.lock:  # a plan has one set of arrays
-            plan = self.plans.get(key)
-            if plan is None:
-                plan = Plan(self.trace(tree, arrays))
-                if len(self.plans) == PLANS:
-                    del self.plans[next(iter(self.plans))]
-                self.plans[key] = plan
+            if self.shards > 1:
+                return self.sharded(self.signature.bind(*args, **keywords))
+            tree, arrays = flatten((args, keywords))
+            plan = self.plan(0, tree, arrays)
             return unflatten(plan.tree, iter(plan(arrays)))
+
+    def plan(self, shard, tree, arrays):
+        key = shard, tree, tuple((a.shape, a.dtype) for a in arrays)
+        if key not in self.plans:
+            plan = Plan(self.trace(tree, arrays))
+            if len(self.plans) >= PLANS * self.shards:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = plan
+        return self.plans[key]
+
+    def sharded(self, bound):
+        tree, arrays = flatten((bound.args, bound.kwargs))
+        of_tasks = [name in self.tasks for name, x in bound.arguments.items() for _ in flatten(x)[1]]
+        sizes = {a.shape[:1] for a, split in zip(arrays, of_tasks) if split}
+        if len(sizes) != 1 or () in sizes:
+            raise ValueError(f"compile: arrays of {sorted(self.tasks)} must have the tasks as first axis, got {sizes}")
+        ((n,),) = sizes
+        ends = [n * i // self.shards for i in range(self.shards + 1)]
+        parts = [(a, b) for a, b in zip(ends, ends[1:]) if a < b] or [(0, 0)]
+        values = [[x[a:b] if split else x for x, split in zip(arrays, of_tasks)] for a, b in parts]
+        plans = [self.plan(i, tree, part) for i, part in enumerate(values)]
+        results = self.run(plans, values)
+        tree, weights = plans[0].tree, [(b - a) / (n or 1) for a, b in parts]
+        if tree is Tensor or tree[0] not in (list, tuple):
+            raise TypeError("compile: with shards, f returns a list or a tuple: its positions tell how to join results")
+        stacked = [i in self.stacked for i, part in enumerate(tree[1:]) for _ in range(count(part))]
+        return unflatten(tree, (combine(ys, weights, stack) for *ys, stack in zip(*results, stacked)))
+
+    def run(self, plans, values):
+        limit = one_blas_thread()
+        if limit is None:
+            return [plan(part) for plan, part in zip(plans, values)]
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(self.shards)
+        with limit():
+            return list(self.pool.map(lambda plan, part: plan(part), plans, values))
 
     def program(self, *args, **keywords):
         return self.trace(*flatten((args, keywords)))
@@ -310,6 +356,37 @@ class Compiled:
         for optimise in self.passes:
             optimise(program)
         return program
+
+
+@functools.cache
+def one_blas_thread():
+    """A function that makes the context in which BLAS starts no threads, or None where threadpoolctl is missing."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        warnings.warn(
+            "compile: the shards run one after the other, because threadpoolctl is not installed", RuntimeWarning,
+            stacklevel=5,
+        )  # fmt: skip
+        return None
+    return functools.partial(ThreadpoolController().limit, limits=1, user_api="blas")
+
+
+def combine(ys, weights, stack):
+    """One result of all shards: their arrays one after the other, or their mean."""
+    if stack:
+        return make(np.concatenate([y.data for y in ys]), None, (), ())
+    if ys[0].dtype.kind != "f":
+        raise TypeError(f"compile: a result is {describe(ys[0])}, which has no mean over shards: name it in `stacked`")
+    total = weights[0] * ys[0].data
+    for weight, y in zip(weights[1:], ys[1:]):
+        total += weight * y.data
+    return make(np.asarray(total, ys[0].dtype), None, (), ())
+
+
+def count(tree):
+    """The number of Tensors in a nested result."""
+    return len(flatten(unflatten(tree, itertools.repeat(Tensor(0.0))))[1])
 
 
 def moved(arrays):
