@@ -114,7 +114,9 @@ def meta_step(s, eager):
     def step(theta, support, query):
         return algorithm(loss_of(s), theta, support, query, steps=s.steps, **inner(s, s.batch), **implicit)
 
-    return step if eager else tm.compile(step)
+    if eager:
+        return step
+    return tm.compile(step, tasks=["support", "query"], stacked=[2], shards=s.shards)
 
 
 def outer_step(s, done):
@@ -235,7 +237,9 @@ def predictions(s, steps, transductive, eager):
         adapt(s, theta, support, max(steps), visit)
         return tm.stop_gradient(results)
 
-    return adapt_and_predict if eager else tm.compile(adapt_and_predict)
+    if eager:
+        return adapt_and_predict
+    return tm.compile(adapt_and_predict, tasks=["support", "images"], stacked=range(len(steps)), shards=s.shards)
 
 
 def evaluate(s, theta, characters, seed, tasks, steps, transductive=True, eager=False):
@@ -309,7 +313,13 @@ def lines(s, figures):
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
-OPTIONS = {"iterations": "", "tasks": "of an iteration", "queries": "of a class in training", "filters": "of a layer"}
+OPTIONS = {
+    "iterations": "instead of the preset's",
+    "tasks": "of an iteration, instead of the preset's",
+    "queries": "of a class in training, instead of the preset's",
+    "filters": "of a layer, instead of the preset's",
+    "shards": "of the tasks, a thread each (default 2); results differ by rounding",
+}
 CHOICES = "method", "preset", "ways", "shots", "seed", "network", *OPTIONS  # what `choose` takes; None: not told
 
 EXAMPLES = """\
@@ -358,7 +368,7 @@ def arguments():
     p.add_argument("--preset", choices=PRESETS, help="small (default): minutes; long: half an hour")
     p.add_argument("--network", choices=NETWORKS, help="conv (default), or Finn et al.'s dense 256-128-64-64")
     for name, what in OPTIONS.items():
-        p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=f"{what} instead of the preset's".strip())
+        p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=what)
     p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
     p.add_argument("--not-transductive", action="store_true", help="test: batch norm over the support and one query")
     data = p.add_mutually_exclusive_group()
@@ -367,7 +377,7 @@ def arguments():
     p.add_argument("--download", action="store_true", help="fetch the two zips into --data or the cache directory")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="default: in --out, named after task and method")
     p.add_argument("--save-every", type=at_least(0), metavar="SECONDS", default=120, help="default 120")
-    p.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
+    p.add_argument("--eager", action="store_true", help="without tm.compile: the numbers of --shards 1, more slowly")
     start = p.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
     start.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="only test it, on the data it is made for")

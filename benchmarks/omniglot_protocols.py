@@ -38,6 +38,7 @@ class Settings:
     filters: int | None = 64
     flatten: bool = False  # the head sees all pixels of the last block, not their mean
     scale: float = 1 / 3  # of the initial weights
+    shards: int = 2  # of the tasks of a step, a thread each; their sum is rounded otherwise than that of all
 
     @property
     def name(self):

@@ -105,9 +105,14 @@ def test_every_method_trains_resumes_and_is_evaluated(method, folder, capsys):
     assert run("--evaluate", f"out/glyphs_5way_1shot_{method}.npz", "--test-tasks", 20) == 0
     assert capsys.readouterr().out.splitlines()[:6] == shown.splitlines()[:6]
     assert ("negative curvature" in shown) == (method == "imaml")
-    assert run(*TINY, 2, "--method", method, "--eager", "--checkpoint", "eager.npz") == 0
-    assert capsys.readouterr().out.splitlines()[:6] == shown.splitlines()[:6]
-    assert (folder / "eager.npz").read_bytes() == saved
+
+
+def test_compiled_and_eager_training_end_with_the_same_bytes(folder, capsys):
+    for name, *options in (("compiled",), ("eager", "--eager")):
+        assert run(*TINY, 2, "--method", "imaml", "--shards", 1, "--checkpoint", f"{name}.npz", *options) == 0
+    assert (folder / "compiled.npz").read_bytes() == (folder / "eager.npz").read_bytes()
+    first, second = (benchmark.restore(folder / "compiled.npz")[0] for _ in range(2))
+    assert first == second and first.shards == 1
 
 
 def test_the_dense_network_trains_and_has_its_own_published_figure(folder, capsys):
