@@ -109,7 +109,7 @@ def minibatch(size, support, step):
 def meta_step(s, eager):
     """(θ, support, query) ↦ (query loss, meta-gradient), and of iMAML how conjugate gradients went."""
     algorithm = getattr(tm.meta, s.method)
-    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, report=True) if s.lam else {}
+    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, damping=s.damping, report=True) if s.lam else {}
 
     def step(theta, support, query):
         return algorithm(loss_of(s), theta, support, query, steps=s.steps, **inner(s, s.batch), **implicit)

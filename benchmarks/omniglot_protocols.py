@@ -31,6 +31,7 @@ class Settings:
     decay: str
     lam: float | None = None  # iMAML: λ and conjugate gradient steps
     cg_steps: int | None = None
+    damping: float | None = None  # of conjugate gradients
     batch: int | None = None  # examples of an inner step; None: the whole support
     test_batch: int | None = None
     validation_tasks: int = 200
@@ -56,26 +57,26 @@ OURS = dict(alpha=0.4, steps=1, test_steps=3, tasks=16, queries=5, beta=2e-3, de
 MAML = dict(alpha=2.0, steps=1, test_steps=3, tasks=32, beta=1e-3, decay="none", iterations=60_000)  # Finn, App. A.1
 REPTILE = dict(alpha=1e-3, steps=5, batch=10, training_shots=10, queries=1, tasks=5, beta=1.0, decay="linear",
                test_steps=50, test_batch=5, test_queries=1, validation_tasks=50, flatten=True)  # fmt: skip
-IMAML = dict(alpha=0.1, steps=16, test_steps=16, lam=2.0, cg_steps=5, tasks=32, beta=1e-3, decay="none",
-             validation_tasks=100, flatten=True)  # fmt: skip
+IMAML = dict(alpha=0.1, steps=16, test_steps=16, lam=2.0, cg_steps=5, damping=22.0, tasks=32, beta=1e-3, decay="none",
+             validation_tasks=100)  # fmt: skip
 PRESETS = {
     "small": {  # minutes
         "maml": OURS | dict(filters=32, iterations=1500),
         "fomaml": OURS | dict(filters=32, iterations=2000),
         "reptile": REPTILE | dict(filters=32, iterations=3000),
-        "imaml": IMAML | dict(filters=32, tasks=16, queries=5, iterations=300, beta=2e-3, decay="cosine"),
+        "imaml": IMAML | dict(filters=32, tasks=8, queries=5, iterations=600, beta=2e-3, decay="cosine"),
     },
     "long": {  # half an hour
         "maml": OURS | dict(iterations=5000),
         "fomaml": OURS | dict(iterations=6500),
         "reptile": REPTILE | dict(iterations=10_000),
-        "imaml": IMAML | dict(tasks=16, queries=5, iterations=1000, beta=2e-3, decay="cosine"),
+        "imaml": IMAML | dict(tasks=8, queries=5, iterations=3000, beta=2e-3, decay="cosine"),
     },
     "papers": {  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et al., Table 2 and their code
         "maml": MAML,
         "fomaml": MAML,
         "reptile": REPTILE | dict(iterations=100_000),
-        "imaml": IMAML | dict(iterations=20_000),
+        "imaml": IMAML | dict(iterations=20_000, flatten=True),
     },
 }
 TWENTY = {  # the papers' settings for 20 ways, where they differ; the inner step too is 2.0 = 20 × 0.1

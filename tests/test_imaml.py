@@ -124,6 +124,20 @@ def test_a_large_lam_tends_to_first_order_maml_and_a_small_one_does_not():
     assert gaps[0] > 50 * gaps[1] > 2500 * gaps[2]
 
 
+def test_damping_adds_to_lam_in_the_system_and_not_in_the_inner_problem():
+    theta, support, query = problem()
+    inner = {"alpha": 0.05, "steps": 3}
+    phi = tm.meta.adapt(proximal(loss, theta, LAM), theta, support, **inner)
+    _, expected = tm.meta.implicit_gradient(loss, phi, support, query, lam=LAM + 7, cg_steps=40)
+    _, damped = tm.meta.imaml(loss, theta, support, query, lam=LAM, damping=7.0, cg_steps=40, **inner)
+    _, exact = tm.meta.imaml(loss, theta, support, query, lam=LAM, cg_steps=40, **inner)
+    np.testing.assert_allclose(flat(damped), flat(expected), rtol=1e-13)
+    assert np.abs(flat(damped) - flat(exact)).max() > 1e-3
+    for damping in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="damping must be 0 or more"):
+            tm.meta.imaml(loss, theta, support, query, lam=LAM, damping=damping, cg_steps=1, **inner)
+
+
 def test_phi_may_be_arrays_from_any_solver_and_tol_ends_cg():
     theta, support, query = problem()
     phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=3)

@@ -22,16 +22,16 @@ from ..tensor import Tensor, grad, stop_gradient, vjp
 from .adapt import adapt, check, count_tasks, parameters, task_losses
 
 
-def imaml(loss, theta, support, query, *, lam, alpha, steps, cg_steps, batch=None, rule=sgd, report=False):
+def imaml(loss, theta, support, query, *, lam, alpha, steps, cg_steps, damping=0.0, batch=None, rule=sgd, report=False):
     """(query loss, meta_grad) as above, with φ* approached by `steps` steps of size alpha on G.
 
     lam: λ > 0, large enough that G is convex around φ*, or the solution doesn't move smoothly with θ.
-    cg_steps, report: see `implicit_gradient`. batch, rule: see `adapt`.
+    cg_steps, damping, report: see `implicit_gradient`. batch, rule: see `adapt`.
     """
     check_lam(lam)
     theta = check(theta, support, query)
     phi = adapt(proximal(loss, theta, lam), theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
-    return implicit_gradient(loss, phi, support, query, lam=lam, cg_steps=cg_steps, report=report)
+    return implicit_gradient(loss, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, report=report)
 
 
 def proximal(loss, theta, lam):
@@ -49,15 +49,20 @@ def check_lam(lam):
         raise ValueError(f"lam must be positive, got {lam}: it weighs the pull toward θ")
 
 
-def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, report=False):
+def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, tol=1e-10, report=False):
     """(mean of L_q(φ), mean of (I + H/λ)⁻¹ ∇L_q(φ)), for a stack φ that solves the inner problem, however found.
 
     cg_steps: Hessian-vector products after the first residual; CG starts at ∇L_q(φ), so that 0 gives first-order MAML.
+    damping: δ ≥ 0, in I + H/(λ + δ). Convnets with batch norm have negative curvature that no useful λ outweighs, and
+    the system is then singular or worse. The published code has what amounts to δ = 22 at λ = 2 (it solves
+    2 g + H g / 12 = ∇L_q). Biased, and the more so the larger: δ = ∞ is first-order MAML.
     tol: residual, relative to ‖∇L_q(φ)‖, at which a task is done. report=True appends cg's `Solution`: residuals,
     iterations and negative curvature per task. Without it a RuntimeWarning counts the tasks of negative curvature.
     Another one counts the tasks whose gradients or products are not finite.
     """
     check_lam(lam)
+    if not damping >= 0:
+        raise ValueError(f"damping must be 0 or more, got {damping}")
     phi = stop_gradient(parameters("phi", phi if isinstance(phi, Tensor) else map(Tensor, phi)))
     count_tasks(support, query, phi)
     query_losses = task_losses(loss, phi, query)
@@ -65,14 +70,14 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, tol=1e-10, re
     g = grad(sum(task_losses(loss, phi, support)), phi, create_graph=True)  # one graph, walked by every product
 
     def matvec(v):
-        return [v_i + hv_i / lam for v_i, hv_i in zip(v, vjp(g, phi, v))]
+        return [v_i + hv_i / (lam + damping) for v_i, hv_i in zip(v, vjp(g, phi, v))]
 
     solution = cg(matvec, b, steps=cg_steps, x0=b, tol=tol)
     negative = int(solution.negative_curvature.data.sum())
     if negative and not report:
         warnings.warn(
             f"iMAML: I + H/λ is not positive definite in {negative} of {len(b[0])} tasks: λ = {lam} is too small for"
-            " the inner problem to be convex; their CG stopped early",
+            " the inner problem to be convex; their CG stopped early (see damping)",
             RuntimeWarning,
             stacklevel=2,
         )
