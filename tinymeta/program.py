@@ -1,13 +1,13 @@
 """Compile: run the graph again instead of building it again.
 
-A graph is a program: every node keeps a kernel that can be called on other arrays. `compile(f)` calls f once, takes the
-graph of what it returned, gradients of any order included, and makes a *plan* of it: a flat list of NumPy calls, each
-from fixed arrays into a fixed array. From then on a call copies the arguments into their places, runs the list and
+A graph is a program: every node has a kernel that can be called on other arrays. `compile(f)` calls f once, writes down
+every node that is made, those of gradients of any order too, and turns them into a *plan*: a flat list of NumPy calls,
+each from fixed arrays into a fixed array. From then on a call copies the arguments into their places, runs the list and
 copies the results out. No Python of f, of a pullback or of the backward walk runs again.
 
-    trace     call f: the nodes that its results were computed from, oldest first
+    trace     call f: the nodes that it makes, oldest first
     passes    fold      what depends on no argument is a constant
-              dead      what no result needs any more is dropped
+              dead      what no result needs is dropped
               common    what is computed twice is computed once
               views     what only looks at another array is made once, with the plan
               inplace   an elementwise kernel writes over an input that nobody reads later
@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import ops
-from .tensor import Tensor, describe, graph, make, op_name, state, stopped, tracing
+from .tensor import Tensor, describe, make, op_name, state, stopped, tracing
 
 PLANS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
@@ -43,8 +43,8 @@ class Node:
 
     __slots__ = ("kernel", "inputs", "shape", "dtype", "argument", "array", "view", "over", "place")
 
-    def __init__(self, tensor, inputs, argument):
-        self.kernel, self.inputs, self.shape, self.dtype = tensor.kernel, inputs, tensor.shape, tensor.dtype
+    def __init__(self, tensor, kernel=None, inputs=(), argument=None):
+        self.kernel, self.inputs, self.shape, self.dtype = kernel, list(inputs), tensor.shape, tensor.dtype
         self.argument, known = argument, argument is None and all(x.array is not None for x in inputs)
         self.array = tensor.data if known else None  # its value, if that depends on no argument
         self.view = False  # looks at its input's array
@@ -65,13 +65,22 @@ class Program:
 
     def __init__(self, f, tree, arrays):
         leaves = [make(a, None, (), ()) for a in arrays]
-        with tracing():
+        nodes = {leaf.serial: Node(leaf, argument=i) for i, leaf in enumerate(leaves)}
+
+        def node(x):
+            if x.serial not in nodes:  # not made by an op of f: a constant
+                nodes[x.serial] = Node(x)
+            return nodes[x.serial]
+
+        def tape(z, kernel, inputs):
+            inputs = [node(x) for x in inputs]
+            nodes[z.serial] = Node(z, kernel, inputs)
+
+        with tracing(tape):
             args, keywords = unflatten(tree, iter(leaves))
             self.tree, results = flatten(f(*args, **keywords), results=True)
-        argument, nodes = {leaf.serial: i for i, leaf in enumerate(leaves)}, {}
-        for z in graph(*results):
-            nodes[z.serial] = Node(z, [nodes[x.serial] for x in z.inputs], argument.get(z.serial))
-        self.nodes, self.outputs = list(nodes.values()), [nodes[y.serial] for y in results]
+        self.outputs = [node(y) for y in results]
+        self.nodes = list(nodes.values())
 
     def keep(self, nodes, instead):
         """Go on with these nodes only; `instead` maps a dropped one to the one that is read in its stead."""
@@ -300,7 +309,7 @@ class Compiled:
         self.plans, self.lock, self.pool = {}, threading.Lock(), None
 
     def __call__(self, *args, **keywords):
-        if state.tracing:  # a part of another program
+        if state.tape:  # a part of another program
             return self.f(*args, **keywords)
         with self.lock:  # a plan has one set of arrays
             if self.shards > 1:

@@ -107,7 +107,7 @@ def op_name(kernel):
 
 class State(threading.local):
     recording = True
-    tracing = False  # while `compile` calls a function: then a cut derivative is not a cut program
+    tape = None  # while `compile` calls a function: told of every node, because a cut derivative is no cut program
     origin = None  # while a backward pass is recorded: (its order: 1, 2, ..., the kernel whose pullback is running)
 
 
@@ -125,12 +125,13 @@ def recording(on):
 
 
 @contextmanager
-def tracing():
-    before, state.tracing = state.tracing, True
+def tracing(tape):
+    """tape(z, kernel, inputs) is called for every node that is made."""
+    before, state.tape = state.tape, tape
     try:
         yield
     finally:
-        state.tracing = before
+        state.tape = before
 
 
 def make(data, kernel, inputs, pullbacks):
@@ -153,10 +154,12 @@ def apply(kernel, *inputs, pullbacks=()):
     if type(data) is not np.ndarray:  # NumPy turns 0-d results into scalars
         data = np.asarray(data)
     if state.recording:
-        return make(data, kernel, inputs, pullbacks)
-    if state.tracing:
-        return make(data, kernel, inputs, ())
-    return make(data, kernel, (), ())  # a cut node: a leaf that knows only the name of its op
+        z = make(data, kernel, inputs, pullbacks)
+    else:
+        z = make(data, kernel, (), ())  # a cut node: a leaf that knows only the name of its op
+    if state.tape:
+        state.tape(z, kernel, inputs)
+    return z
 
 
 def stop_gradient(x):
@@ -165,7 +168,10 @@ def stop_gradient(x):
     x: a Tensor, or lists, tuples and dicts of Tensors (parameters, an optimiser's state); anything else is kept as is.
     """
     if isinstance(x, Tensor):
-        return make(x.data, stopped, (x,) if state.tracing else (), ())
+        z = make(x.data, stopped, (), ())
+        if state.tape:
+            state.tape(z, stopped, (x,))
+        return z
     if isinstance(x, dict):
         return {key: stop_gradient(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

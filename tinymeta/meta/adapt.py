@@ -43,7 +43,7 @@ def check(theta, support, query):
     count_tasks(support, query)
     theta = parameters("theta", theta)
     for i, t in enumerate(theta):
-        if t.inputs and t.pullbacks:
+        if t.inputs:
             raise ValueError(
                 f"theta[{i}] is the result of {t.op} and would keep all that it was computed from: cut it, and the"
                 " optimiser's state too, with theta, state = tm.stop_gradient((theta, state))"
