@@ -34,9 +34,10 @@ def assert_same(compiled, eager, exact=True):
 
 def poisoned(compiled):
     """Every array of its plans full of garbage: what a call needs, it must compute."""
-    for plan in compiled.plans.values():
-        for buffer in plan.buffers:
-            buffer.fill(0x7F)
+    for _, plans in compiled.programs.values():
+        for plan in plans.values():
+            for buffer in plan.buffers:
+                buffer.fill(0x7F)
 
 
 def memory(plan):
@@ -115,7 +116,7 @@ def test_algorithms(name):
         theta, support, query = problem(tasks=3, seed=seed)
         assert_same(compiled(theta, support, query), f(theta, support, query))
         poisoned(compiled)
-    assert len(compiled.plans) == 1
+    assert len(compiled.programs) == 1
     if name == "fomaml":
         maml = ALGORITHMS["maml"](theta, support, query)[1]
         assert max(np.abs(a.data - b.data).max() for a, b in zip(maml, compiled(theta, support, query)[1])) > 1e-3
@@ -154,10 +155,10 @@ def test_other_shapes_types_nestings_and_fixed_values_make_other_plans_and_the_o
     for xs, power in [([1.0], 2), ([1.0], 3), ([1.0], 2.0), ([np.ones(2)], 2), ([1.0, 2.0], 2), ((np.float32(3),), 2)]:
         xs = type(xs)(np.asarray(x) for x in xs)
         np.testing.assert_allclose(f(xs, power).data, sum(x**power for x in xs))
-    assert len(f.plans) == 6
-    for n in range(3 * p.PLANS):
+    assert len(f.programs) == 6
+    for n in range(3 * p.PROGRAMS):
         f([np.ones(n)], 2)
-    assert len(f.plans) == p.PLANS
+    assert len(f.programs) == p.PROGRAMS
 
 
 def test_arguments_and_results_are_nested_as_the_function_has_them():
@@ -328,5 +329,5 @@ def test_what_holds_no_memory_of_the_trace():
     """Without the graph: the plan of 30 products of 1 MB needs two places, not thirty arrays."""
     f = tm.compile(lambda x: tm.sum(x @ x @ x @ x @ x @ x @ x @ x))
     f(np.eye(256))
-    (plan,) = f.plans.values()
-    assert memory(plan) <= 2 * 8 * 256**2 + 64
+    ((_, plans),) = f.programs.values()
+    assert memory(plans[0]) <= 2 * 8 * 256**2 + 64

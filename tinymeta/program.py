@@ -33,7 +33,7 @@ import numpy as np
 from . import ops
 from .tensor import Tensor, describe, make, op_name, state, stopped, tracing
 
-PLANS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
+PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
 # ---- trace -----------------------------------------------------------------------------------------------------------
 
@@ -277,9 +277,9 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
 
     f takes arrays, Tensors and fixed values (numbers, text, None, functions), nested in lists, tuples and dicts, and
     returns Tensors, nested likewise. It may take gradients of any order and adapt, solve and update in loops. Inside of
-    f every array is a Tensor. Another nesting, shape, type or fixed value makes another plan; what changes from call to
-    call, such as an annealed step size, is therefore passed as a 0-d array. The last 16 plans are kept. Calls
-    from several threads wait for each other.
+    f every array is a Tensor. Another nesting, shape, type or fixed value makes another program; what changes from call to
+    call, such as an annealed step size, is therefore passed as a 0-d array. The last 16 are kept. Calls from
+    several threads wait for each other.
 
     f runs as Python at the first call only. So nothing in it may depend on the values of its arguments but through
     Tensors: no branch, no .data, .item() or NumPy mask, no random numbers (draw them outside and pass them in). The
@@ -306,7 +306,7 @@ class Compiled:
         unknown = self.tasks - set(self.signature.parameters)
         if unknown or shards < 1 or shards > 1 and not tasks:
             raise ValueError(f"compile: shards={shards}, tasks={tuple(tasks)}: tasks are names of parameters of f")
-        self.plans, self.lock, self.pool = {}, threading.Lock(), None
+        self.programs, self.lock, self.pool = {}, threading.Lock(), None
 
     def __call__(self, *args, **keywords):
         if state.tape:  # a part of another program
@@ -319,13 +319,17 @@ class Compiled:
             return unflatten(plan.tree, iter(plan(arrays)))
 
     def plan(self, shard, tree, arrays):
-        key = shard, tree, tuple((a.shape, a.dtype) for a in arrays)
-        if key not in self.plans:
-            plan = Plan(self.trace(tree, arrays))
-            if len(self.plans) >= PLANS * self.shards:
-                del self.plans[next(iter(self.plans))]
-            self.plans[key] = plan
-        return self.plans[key]
+        """A shard's own plan of the program for such arrays."""
+        key = tree, tuple((a.shape, a.dtype) for a in arrays)
+        if key not in self.programs:
+            program = self.trace(tree, arrays)
+            if len(self.programs) == PROGRAMS:
+                del self.programs[next(iter(self.programs))]
+            self.programs[key] = program, {}
+        program, plans = self.programs[key]
+        if shard not in plans:
+            plans[shard] = Plan(program)
+        return plans[shard]
 
     def sharded(self, bound):
         tree, arrays = flatten((bound.args, bound.kwargs))
