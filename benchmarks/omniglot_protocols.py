@@ -68,9 +68,9 @@ PRESETS = {
     },
     "long": {  # half an hour
         "maml": OURS | dict(iterations=5000),
-        "fomaml": OURS | dict(iterations=6500),
-        "reptile": REPTILE | dict(iterations=10_000),
-        "imaml": IMAML | dict(tasks=8, queries=5, iterations=3000, beta=2e-3, decay="cosine"),
+        "fomaml": OURS | dict(iterations=4000),
+        "reptile": REPTILE | dict(iterations=8000),
+        "imaml": IMAML | dict(tasks=8, queries=5, iterations=2500, beta=2e-3, decay="cosine"),
     },
     "papers": {  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et al., Table 2 and their code
         "maml": MAML,

@@ -187,6 +187,10 @@ def test_negative_curvature_is_counted_in_a_warning_or_in_the_report():
         report = tm.meta.implicit_gradient(loss, phi, support, query, lam=lam, cg_steps=40, report=True)[2]
         tm.meta.implicit_gradient(loss, phi, support, query, lam=-2 * smallest, cg_steps=40)
     assert report.negative_curvature.data.any()
+    for i, indefinite in enumerate(report.negative_curvature.data):  # such a task has its first-order gradient
+        alone = [p.data[i : i + 1] for p in phi], task(support, i), task(query, i)
+        g, first = (tm.meta.implicit_gradient(loss, *alone, lam=lam, cg_steps=k, report=True)[1] for k in (40, 0))
+        assert np.allclose(flat(g), flat(first), rtol=1e-12, atol=0) == indefinite
 
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, float("nan")])

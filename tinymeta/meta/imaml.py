@@ -16,8 +16,8 @@ import warnings
 
 import numpy as np
 
-from ..ops import mean, sum
-from ..solvers import cg, dot, sgd
+from ..ops import mean, sum, where
+from ..solvers import cg, dot, per_task, sgd
 from ..tensor import Tensor, grad, stop_gradient, vjp
 from .adapt import adapt, check, count_tasks, parameters, task_losses
 
@@ -56,6 +56,8 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     damping: δ ≥ 0, in I + H/(λ + δ). Convnets with batch norm have negative curvature that no useful λ outweighs, and
     the system is then singular or worse. The published code has what amounts to δ = 22 at λ = 2 (it solves
     2 g + H g / 12 = ∇L_q). Biased, and the more so the larger: δ = ∞ is first-order MAML.
+    A task that meets negative curvature all the same counts with its first-order gradient ∇L_q(φ): near a singular
+    system CG's iterates grow without bound, and one such task would drown the others.
     tol: residual, relative to ‖∇L_q(φ)‖, at which a task is done. report=True appends cg's `Solution`: residuals,
     iterations and negative curvature per task. Without it a RuntimeWarning counts the tasks of negative curvature.
     Another one counts the tasks whose gradients or products are not finite.
@@ -73,11 +75,13 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
         return [v_i + hv_i / (lam + damping) for v_i, hv_i in zip(v, vjp(g, phi, v))]
 
     solution = cg(matvec, b, steps=cg_steps, x0=b, tol=tol)
+    indefinite = [per_task(solution.negative_curvature, b_i) for b_i in b]
+    x = [where(mask, b_i, x_i) for mask, b_i, x_i in zip(indefinite, b, solution.x)]
     negative = int(solution.negative_curvature.data.sum())
     if negative and not report:
         warnings.warn(
             f"iMAML: I + H/λ is not positive definite in {negative} of {len(b[0])} tasks: λ = {lam} is too small for"
-            " the inner problem to be convex; their CG stopped early (see damping)",
+            " the inner problem to be convex; they count with their first-order gradient (see damping)",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -85,5 +89,5 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     if broken:
         message = f"iMAML: gradients or Hessian-vector products of {broken} of {len(b[0])} tasks are not finite"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    result = stop_gradient((mean(query_losses), [mean(x, axis=0) for x in solution.x]))
+    result = stop_gradient((mean(query_losses), [mean(x_i, axis=0) for x_i in x]))
     return (*result, solution) if report else result
