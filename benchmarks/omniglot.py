@@ -232,10 +232,10 @@ def predictions(s, steps, transductive, eager):
 
         def visit(k, phi):
             if k in steps:
-                results.append(predict(s, phi, support, images, transductive))
+                results.append(tm.stop_gradient(predict(s, phi, support, images, transductive)))  # frees its graph
 
         adapt(s, theta, support, max(steps), visit)
-        return tm.stop_gradient(results)
+        return results
 
     if eager:
         return adapt_and_predict

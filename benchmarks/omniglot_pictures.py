@@ -16,6 +16,7 @@ def draw_curve(plt, s, figures, path):
     axis.set(xlabel="iteration", yscale="log", title=s.title)
     axis.set_ylabel("query loss in training", color=color)
     right, color = axis.twinx(), "tab:blue"
+    right.spines["right"].set_visible(True)
     right.plot(*np.array(figures["validations"]).T * [[1], [100]], marker=".", color=color)
     right.axvline(figures["selected"], color=color, ls=":", lw=1)
     right.set_ylabel(f"validation accuracy after {s.test_steps} steps, %", color=color)
