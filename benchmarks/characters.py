@@ -29,9 +29,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     sets = [glyphs.load()]
     try:
+        if args.seed < 0 or args.json:
+            raise ValueError("--seed is 0 or more, and there are no figures for --json")
+        args.out.mkdir(parents=True, exist_ok=True)
         if omniglot.find(args.data):
             sets.insert(0, omniglot.load(args.data))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         parser.error(error)
     plt = report.pyplot()
     if plt is None:
@@ -42,7 +45,6 @@ def main(argv=None):
         axis.set_title(characters.name, loc="left")
         axis.axis("off")
     figure.tight_layout()
-    args.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out / "characters.png")
     print(f"picture: {args.out / 'characters.png'}")
 

@@ -40,20 +40,21 @@ def load(path):
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
         tree, stored = content.pop("tree").item(), content.pop("digest").item()
+        sound = stored == digest(tree, content)
+        kind = json.loads(tree)["format"]
     except Exception as error:  # there is no list of what NumPy and zipfile raise on damaged files
         raise ValueError(f"{path} is no checkpoint, or a damaged one ({' '.join(str(error).split())})") from error
-    if stored != digest(tree, content):
+    if not sound:
         raise ValueError(f"{path} is damaged: the SHA-256 of its content is not the one it was written with")
+    if kind != FORMAT:
+        raise ValueError(f"{path} has format {kind}, this version reads and writes format {FORMAT}")
 
     def value(part):
         if part.keys() == {"array"}:
             return content[f"array{part['array']}"]
         return tm.Tensor(content[f"array{part['tensor']}"]) if part.keys() == {"tensor"} else part
 
-    tree = json.loads(tree, object_hook=value)
-    if tree["format"] != FORMAT:
-        raise ValueError(f"{path} has format {tree['format']}, this version reads and writes format {FORMAT}")
-    return tree["state"]
+    return json.loads(tree, object_hook=value)["state"]
 
 
 def digest(tree, content):

@@ -12,7 +12,7 @@ def draw_curve(plt, s, figures, path):
     """Training loss and validation accuracy against iterations."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
     loss, color = figures["loss"], "tab:gray"
-    axis.plot(np.linspace(0, s.iterations, len(loss) + 1)[1:], loss, color=color)
+    axis.plot(np.linspace(0, figures["iterations"], len(loss) + 1)[1:], loss, color=color)
     axis.set(xlabel="iteration", yscale="log", title=s.title)
     axis.set_ylabel("query loss in training", color=color)
     right, color = axis.twinx(), "tab:blue"
@@ -33,6 +33,7 @@ def draw_steps(plt, s, figures, path):
     if known := published(s, figures["transductive"]):
         axis.axhline(known[1], color="black", ls="--", lw=1, label=f"published, on Omniglot: {known[1]} ± {known[2]}")
     axis.axhline(100 / s.ways, color="tab:gray", ls=":", lw=1, label="chance")
+    axis.plot(s.test_steps, figures["score"]["mean"], "o", mfc="none", color="black", label="the score")
     how = "transductive" if figures["transductive"] else "not transductive"
     title = f"{s.title}, {how}, {figures['tasks']} test tasks"
     axis.set(xlabel="gradient steps", ylabel="accuracy, %", ylim=(0, 102), title=title)
@@ -47,7 +48,9 @@ def draw_task(plt, s, support, query, chosen, path):
     chosen: the labels predicted for the queries.
     """
     drawings = np.concatenate([support[0], query[0]])[..., 0]
-    figure, axes = plt.subplots(s.shots + s.test_queries, s.ways, figsize=(s.ways, 1.15 * (s.shots + s.test_queries)))
+    rows = s.shots + s.test_queries
+    figure, axes = plt.subplots(rows, s.ways, figsize=(max(s.ways, 4), 1.15 * rows + 0.4))
+    figure.suptitle(f"{s.title}\nblack: to adapt to; below: taken for (green: rightly)", fontsize=8)
     for i, (axis, drawing) in enumerate(zip(axes.flat, drawings)):
         j = i - len(support[0])
         color = "black" if j < 0 else "tab:green" if chosen[j] == query[1][j] else "tab:red"

@@ -1,7 +1,14 @@
 """The settings of a training on Omniglot, the papers' and ours, and the papers' figures.
 
 The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
-mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here (preset papers); the other presets have 0.4.
+mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here, in the preset papers; with the other presets, MAML
+and FO-MAML have 0.4.
+
+What differs from the papers in every preset: images by area averaging; tasks drawn without end, not from a pool;
+rotations are classes in training and no test image is turned; weights from N(0, 1 / 9 inputs); batch norm's gain and
+bias are adapted with all other parameters; Reptile's inner Adam starts afresh in every task, where its code carries
+the second moments over; iMAML's pull toward θ is part of the inner loss, in training and at test, where its code
+applies it once, after the steps, and not at test.
 """
 
 import dataclasses
@@ -79,7 +86,7 @@ PRESETS = {
         "imaml": IMAML | dict(iterations=20_000, flatten=True),
     },
 }
-TWENTY = {  # the papers' settings for 20 ways, where they differ; the inner step too is 2.0 = 20 × 0.1
+TWENTY = {  # the papers' settings for 20 ways, where they differ (their inner step too is 2.0 = 20 × 0.1)
     "maml": dict(tasks=16, steps=5, test_steps=5),
     "fomaml": dict(tasks=16, steps=5, test_steps=5),
     "reptile": dict(alpha=5e-4, steps=10, batch=20, test_batch=10, iterations=200_000),

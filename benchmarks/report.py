@@ -11,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tinymeta.tasks.omniglot import write_whole
+
 
 def parser(description, epilog):
     """An argument parser with the options that every benchmark takes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # θ or ± must not end a run where output isn't UTF-8
+            stream.reconfigure(errors="replace")
     as_written = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=as_written)
     p.error = lambda message: p.exit(2, f"{p.prog}: error: {' '.join(str(message).split())}\n")  # one line, no usage
@@ -28,7 +33,7 @@ def progress(name, total, note, first=0):
 
     note(): a short text such as the loss, asked for whenever the display changes.
     """
-    bar = None
+    bar, shown = None, 0.0
     if sys.stderr.isatty():
         try:
             from tqdm import tqdm
@@ -41,8 +46,9 @@ def progress(name, total, note, first=0):
         yield i
         done = i + 1
         if bar is not None:
-            if done % 50 == 0 or done == total:
+            if time.perf_counter() - shown > 1 or done == total:
                 bar.set_postfix_str(note(), refresh=False)
+                shown = time.perf_counter()
             bar.update()
         elif done * 10 // total > i * 10 // total:
             spent = time.perf_counter() - start
@@ -77,8 +83,7 @@ def write_json(path, figures, settings, seconds):
         "seconds": seconds,
         "figures": figures,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def commit():

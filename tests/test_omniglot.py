@@ -255,6 +255,49 @@ def test_any_change_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
         checkpoint.save(path, {"set": {1}})
 
 
+def test_what_cannot_be_saved_is_said_before_training(folder, monkeypatch, capsys):
+    def full(path, state):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert "No space left" in refused(capsys, *TINY, 2) and "saved in" not in capsys.readouterr().err
+
+
+def test_the_record_never_replaces_the_checkpoint(folder, capsys):
+    assert "would overwrite the checkpoint" in refused(capsys, *TINY, 1, "--checkpoint", "c.npz", "--json", "./c.npz")
+    assert run(*TINY, 1, "--checkpoint", "c.npz") == 0
+    saved = (folder / "c.npz").read_bytes()
+    assert "would overwrite the checkpoint" in refused(capsys, "--evaluate", "c.npz", "--json", "c.npz")
+    assert (folder / "c.npz").read_bytes() == saved
+
+
+def test_an_unfinished_training_is_evaluated_as_what_it_is(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "VALIDATIONS", 10)
+        validations = []
+
+        def interrupted(*args, evaluate=benchmark.evaluate, **keywords):
+            validations.append(1)
+            if len(validations) == 3:
+                raise KeyboardInterrupt
+            return evaluate(*args, **keywords)
+
+        patch.setattr(benchmark, "evaluate", interrupted)
+        assert run(*TINY, 40, "--method", "imaml", "--checkpoint", "c.npz") == 130
+    assert "iteration 11 is saved in c.npz" in capsys.readouterr().err
+    assert run("--evaluate", "c.npz", "--test-tasks", 20, "--json", "r.json") == 0
+    assert "unfinished: after 11 of 40 iterations" in capsys.readouterr().out
+    figures = json.loads((folder / "r.json").read_text())["figures"]
+    assert figures["iterations"] == len(figures["loss"]) == 11 and min(figures["loss"]) > 0.1
+
+
+def test_output_that_is_not_utf8_loses_letters_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.omniglot", *TINY, "1", "--out", str(tmp_path)]
+    options = dict(capture_output=True, cwd=ROOT, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    result = subprocess.run(command, **options)
+    assert result.returncode == 0 and b"acc@3 = " in result.stdout, result.stderr
+
+
 def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good(folder, monkeypatch, capsys):
     assert run(*TINY, 3, "--checkpoint", "c.npz") == 0
     advance, calls = benchmark.advance, []

@@ -41,7 +41,8 @@ def unpatch(y, shape, stride=1):
     """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
     y, shape = Tensor(y), tuple(shape)
     h, w, size = y.shape[-5:-2]
-    if y.shape[:-5] != shape[:-3] or any(s < (n - 1) * stride + size for s, n in zip(shape[-3:-1], (h, w))):
+    fits = all((n - size) // stride + 1 == m for n, m in zip(shape[-3:-1], (h, w)))
+    if not fits or y.shape != (*shape[:-3], h, w, size, size, shape[-1]):
         raise ValueError(f"unpatch of shape {y.shape}, stride {stride}: these windows don't lie within shape {shape}")
     pullbacks = (lambda x, x_bar: patches(x_bar, size, stride),)
     return apply(partial(_unpatch, shape=shape, stride=stride), y, pullbacks=pullbacks)
@@ -68,6 +69,8 @@ def conv2d(x, w, stride=1, padding="same"):
             f"conv2d of images {x.shape} with kernels {w.shape}: images are (..., n, H, W, C), kernels (..., k, k, C,"
             " F) with the same C"
         )
+    if not isinstance(stride, (int, np.integer)) or stride < 1:
+        raise ValueError(f"stride is a whole number, 1 or more, got {stride!r}")
     k, _, c, f = w.shape[-4:]
     height, width = x.shape[-3:-1]
     around = padding_of(padding, height, k, stride), padding_of(padding, width, k, stride)
@@ -88,19 +91,19 @@ def padding_of(padding, size, kernel, stride):
         total = (-(-size // stride) - 1) * stride + kernel - size
         total = total if total > 0 else 0
         return total // 2, total - total // 2
-    if isinstance(padding, int) and padding >= 0:
+    if isinstance(padding, (int, np.integer)) and padding >= 0:
         return padding, padding
     raise ValueError(f"padding is 'same', 'valid' or a number of pixels, got {padding!r}")
 
 
 def max_pool(x, size=2, stride=None):
     """The largest of each window: (..., H, W, C) -> (..., h, w, C). stride: `size` by default; windows may overlap."""
-    return max(patches(x, size, stride or size), axis=(-3, -2))
+    return max(patches(x, size, size if stride is None else stride), axis=(-3, -2))
 
 
 def average_pool(x, size=2, stride=None):
     """The mean of each window, as `max_pool`."""
-    return mean(patches(x, size, stride or size), axis=(-3, -2))
+    return mean(patches(x, size, size if stride is None else stride), axis=(-3, -2))
 
 
 def global_average(x):

@@ -1,9 +1,9 @@
 """The real characters: Omniglot (Lake, Salakhutdinov and Tenenbaum 2015), 1623 of them from 50 alphabets.
 
 The official images_background.zip and images_evaluation.zip, or what they unpack to, become Characters: 28×28, ink 255,
-paper 0, by area averaging of the 105×105 originals, whose strokes are 5 pixels wide. (Published code asks for LANCZOS
-but on 1-bit images gets Pillow's NEAREST, which keeps one pixel of fourteen.) The first 964 characters are the
-background half and the other 659 the evaluation half, each sorted by alphabet and character.
+paper 0, by area averaging of the 105×105 originals, whose strokes are 5 pixels wide. (MAML's code asks for LANCZOS, but
+on 1-bit images gets Pillow's NEAREST, which keeps one pixel of fourteen; iMAML's converts to grey first.) The first 964
+characters are the background half and the other 659 the evaluation half, each sorted by alphabet and character.
 
 Nothing is taken on trust. Zips are read in memory, file by file, within bounds; what comes out is checked by counts and
 by a digest of all its pixels, so it may have been unpacked and zipped again; then it is kept as one file that loads
@@ -80,13 +80,17 @@ def find(path=None):
     if not named:
         folder = cache_directory()
         return folder if folder and (any(sources(folder)) or os.path.isfile(folder / CACHE)) else None
-    folder = Path(named)
-    if folder.name in (file for half in HALVES for file in (half.name, half.name + ".zip")) and folder.exists():
-        folder = folder.parent
+    folder = folder_of(named)
     if not any(sources(folder)):
         variable = "" if path else " ($TINYMETA_DATA)"
         raise FileNotFoundError(f"no Omniglot images in {named}{variable}: {REMEDY}")
     return folder
+
+
+def folder_of(path):
+    """The folder that holds the images: the path, or the folder around it if it has the name of a zip or a half."""
+    path = Path(path)
+    return path.parent if path.name.removesuffix(".zip") in [half.name for half in HALVES] else path
 
 
 def sources(folder):
@@ -263,8 +267,9 @@ def download(directory=None, progress=None):
     folder = directory or os.environ.get("TINYMETA_DATA") or cache_directory()
     if folder is None:
         raise FileNotFoundError("no home directory to download to: name a directory, or set $TINYMETA_DATA")
+    folder = folder_of(folder)
     for half in HALVES:
-        file = Path(folder, f"{half.name}.zip")
+        file = folder / f"{half.name}.zip"
         if os.path.isfile(file) and blob_id(file.read_bytes()) == half.blob:
             continue
         data = fetch(URL + file.name, progress)
@@ -274,7 +279,7 @@ def download(directory=None, progress=None):
                 f" expected {half.blob}; nothing was written, try again later or from another network"
             )
         write_whole(file, data)
-    return Path(folder)
+    return folder
 
 
 def blob_id(data):
