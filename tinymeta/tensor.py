@@ -153,10 +153,8 @@ def apply(kernel, *inputs, pullbacks=()):
     data = kernel(*[x.data for x in inputs])
     if type(data) is not np.ndarray:  # NumPy turns 0-d results into scalars
         data = np.asarray(data)
-    if state.recording:
-        z = make(data, kernel, inputs, pullbacks)
-    else:
-        z = make(data, kernel, (), ())  # a cut node: a leaf that knows only the name of its op
+    history = (inputs, pullbacks) if state.recording else ((), ())  # a cut node knows only the name of its op
+    z = make(data, kernel, *history)
     if state.tape:
         state.tape(z, kernel, inputs)
     return z
