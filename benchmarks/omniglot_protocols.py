@@ -75,7 +75,7 @@ PRESETS = {
     },
     "long": {  # half an hour
         "maml": OURS | dict(iterations=5000),
-        "fomaml": OURS | dict(iterations=4000),
+        "fomaml": OURS | dict(iterations=3000),
         "reptile": REPTILE | dict(iterations=8000),
         "imaml": IMAML | dict(tasks=8, queries=5, iterations=2500, beta=2e-3, decay="cosine"),
     },
