@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinymeta as tm
+from programs import replay
 from tinymeta.conv import padding_of
 
 RNG = np.random.default_rng(0)
@@ -46,6 +47,8 @@ def test_conv2d_is_its_definition(height, width, channels, filters, k, stride, p
     expected = np.stack([conv_by_loops(x[t], w[t], stride, before, after) for t in range(tasks)])
     np.testing.assert_allclose(tm.conv2d(x, w, stride, padding).data, expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(tm.conv2d(x[0], w[0], stride, padding).data, expected[0], rtol=1e-12, atol=1e-12)
+    if (stride, padding) == (1, "same"):
+        np.testing.assert_array_equal(tm.conv2d(x, w).data, tm.conv2d(x, w, stride, padding).data)  # the defaults
     if padding == "same":
         assert expected.shape[2:4] == (-(-height // stride), -(-width // stride))
 
@@ -83,7 +86,7 @@ def test_patches_and_unpatch(size, stride):
     tm.check_grads(lambda y: tm.sin(tm.unpatch(y, (1, 3, 3, 1), stride)), [y], order=3)
 
 
-@pytest.mark.parametrize("size, stride", [(2, None), (2, 1), (3, 2)])
+@pytest.mark.parametrize("size, stride", [(2, None), (2, 1), (3, 2), (3, None)])
 def test_pooling(size, stride):
     x = RNG.permutation(np.linspace(-1, 1, 2 * 5 * 4 * 2)).reshape(2, 5, 4, 2)  # no ties
     s = stride or size
@@ -101,6 +104,21 @@ def test_overlapping_windows_add_up():
     x = tm.Tensor(np.ones((3, 3, 1)))
     (g,) = tm.vjp(tm.average_pool(x, 2, 1), [x], np.ones((2, 2, 1)))
     np.testing.assert_array_equal(g.data[..., 0], np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4)
+
+
+@pytest.mark.parametrize("pool", [tm.max_pool, tm.average_pool])
+def test_a_recorded_convolution_runs_again_on_other_images(pool):
+    """To second order and into other arrays, which is what tm.compile does."""
+
+    def all_orders(x, w):
+        y = tm.sin(pool(tm.conv2d(x, w), 2, 1))
+        g = tm.vjp([y], [x, w], [np.ones(y.shape)], create_graph=True)
+        return [y, *g, *tm.vjp(g, [x, w], [np.ones(a.shape) for a in g], create_graph=True)]
+
+    x, w = real(2, 4, 3, 2), real(3, 3, 2, 2)
+    here = [tm.Tensor(x), tm.Tensor(w)]
+    for a, b in zip(replay(all_orders(*here), here, [x + 1, w - 1]), all_orders(tm.Tensor(x + 1), tm.Tensor(w - 1))):
+        np.testing.assert_allclose(a, b.data, rtol=1e-10, atol=1e-10)
 
 
 def test_bad_input():
@@ -159,6 +177,62 @@ def test_convnet_shapes_and_stacking(pool, flatten, size):
     assert together.shape == (2, n, ways)
     for i in range(2):
         np.testing.assert_allclose(together.data[i], tm.nn.convnet(nets[i], x[i], pool, flatten).data, rtol=1e-10)
+
+
+def normed(x, gain, bias):
+    """Batch norm and relu of rows, in this order."""
+    return np.maximum(gain * (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3) + bias, 0)
+
+
+def randomised(params):
+    """With gains and biases that make a difference, which the initial ones and zeros do not."""
+    return [p.data if p.ndim > 2 or len(p.data) > 1 else real(*p.shape) for p in params]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_convnet_is_its_definition(pool, flatten):
+    """Blocks of convolution, batch norm, relu and pooling, then the head, in plain NumPy."""
+    rng, ways, filters = np.random.default_rng(0), 4, 3
+    features = (2 * 2 if pool else 3 * 3) * filters if flatten else None
+    params = randomised(tm.nn.init_convnet(rng, ways, filters, 2, 2, features, scale=1.0, dtype=np.float64))
+    *blocks, w, b = params
+    x = images = real(5, 9, 9, 2)
+    for kernels, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
+        around = padding_of("same", len(x[0]), 3, 1 if pool else 2)
+        y = conv_by_loops(x, kernels, 1 if pool else 2, *zip(around, around))
+        x = normed(y.reshape(-1, filters), gain, bias).reshape(y.shape)
+        if pool:
+            half = x.shape[1] // 2
+            x = x[:, : 2 * half, : 2 * half].reshape(5, half, 2, half, 2, filters).max(axis=(2, 4))
+    expected = (x.reshape(5, -1) if flatten else x.mean(axis=(1, 2))) @ w + b
+    result = tm.nn.convnet([tm.Tensor(p) for p in params], images, pool, flatten)
+    np.testing.assert_allclose(result.data, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_dense_is_its_definition():
+    params = randomised(tm.nn.init_dense(np.random.default_rng(0), 4, (5, 3), 7, scale=1.0, dtype=np.float64))
+    w1, gain1, bias1, w2, gain2, bias2, w, b = params
+    x = real(6, 7)
+    expected = normed(normed(x @ w1, gain1, bias1) @ w2, gain2, bias2) @ w + b
+    np.testing.assert_allclose(tm.nn.dense([tm.Tensor(p) for p in params], x).data, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [None, 1.5])
+@pytest.mark.parametrize("features", [None, 256])
+def test_initial_parameters(scale, features):
+    """Weights ~ N(0, scale² / inputs), 1/3 by default, the head's too; gains 1, biases 0."""
+    rng, options = np.random.default_rng(0), {} if scale is None else {"scale": scale}
+    for *blocks, w, b in (
+        tm.nn.init_convnet(rng, 40, head_features=features, **options),
+        tm.nn.init_dense(rng, 40, (256, features or 64), **options),
+    ):
+        for weights in (*blocks[::3], w):
+            size = weights.data.std() * np.sqrt(np.prod(weights.shape[:-1])) / (scale or 1 / 3)
+            assert abs(size - 1) < 5 / np.sqrt(2 * weights.size)
+            assert abs(weights.data.mean()) < 5 * weights.data.std() / np.sqrt(weights.size)
+        assert all((gain.data == 1).all() for gain in blocks[1::3])
+        assert all((bias.data == 0).all() for bias in (*blocks[2::3], b))
 
 
 def test_the_papers_network_has_its_number_of_parameters():

@@ -1,22 +1,26 @@
 """The benchmark as a command: tiny networks on generated characters; kills, interrupts and damaged files are real."""
 
 import functools
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tinymeta as tm
-from benchmarks import checkpoint
+from benchmarks import characters as sheets
+from benchmarks import checkpoint, omniglot_pictures, report
 from benchmarks import omniglot as benchmark
-from benchmarks.omniglot_protocols import choose
+from benchmarks.omniglot_protocols import choose, published
 from tinymeta.tasks import episodes, glyphs
 
 ROOT = Path(__file__).parents[1]
@@ -298,6 +302,45 @@ def test_output_that_is_not_utf8_loses_letters_and_nothing_else(tmp_path):
     assert result.returncode == 0 and b"acc@3 = " in result.stdout, result.stderr
 
 
+@pytest.mark.parametrize("name", ["array0", "array1", "tree"])
+def test_a_checkpoint_with_one_part_exchanged_is_refused(name, tmp_path):
+    """Where the zip itself is sound, so that only the SHA-256 can tell."""
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, {"n": 1, "a": np.zeros(3), "b": tm.Tensor(np.zeros(3))})
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **content)
+    assert checkpoint.load(path)["n"] == 1
+    content[name] = np.array(content[name].item().replace('"n": 1', '"n": 2')) if name == "tree" else np.ones(3)
+    np.savez(path, **content)
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        checkpoint.save(tmp_path / "c.npz", {"n": 1})
+    with pytest.raises(ValueError, match="format"):
+        checkpoint.load(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(name, tmp_path, monkeypatch):
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, {"n": 1})
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(OSError, match="no space left"):
+            checkpoint.save(path, {"n": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["c.npz"] and path.read_bytes() == before
+
+
 def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good(folder, monkeypatch, capsys):
     assert run(*TINY, 3, "--checkpoint", "c.npz") == 0
     advance, calls = benchmark.advance, []
@@ -391,18 +434,20 @@ def network(s):
 
 @pytest.mark.parametrize("flatten", [False, True])
 def test_not_transductive_one_query_is_judged_alone_as_among_others(flatten):
+    """In float64, where rounding can't hide a dependence."""
     s = small(shots=2, test_queries=3, flatten=flatten)
-    support, (images, _) = episodes.test_episodes(0, characters(), 0, 4, s.ways, s.shots, s.test_queries)
-    phis = {}
-    benchmark.adapt(s, network(s), support, 2, phis.__setitem__)
+    sizes = s.ways, s.shots, s.test_queries
+    support, (images, _) = episodes.test_episodes(0, characters(), 0, 4, *sizes, dtype=np.float64)
+    theta, phis = [tm.Tensor(t.data.astype(np.float64)) for t in network(s)], {}
+    benchmark.adapt(s, theta, support, 2, phis.__setitem__)
     together = benchmark.predict(s, phis[2], support, images, transductive=False).data
-    assert together.shape == (4, 15, 5)
-    for i in (0, 7, 14):
+    assert together.shape == (4, 15, 5) and together.dtype == np.float64
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    for i in range(15):
         alone = benchmark.predict(s, phis[2], support, images[:, i : i + 1], transductive=False).data
-        np.testing.assert_allclose(alone[:, 0], together[:, i], atol=1e-6)
+        same(alone[:, 0], together[:, i])
     one = np.concatenate([support[0][1:2], images[1:2, 7:8]], axis=1)  # the definition, for a task and a query
-    plain = tm.nn.convnet([p[1:2] for p in phis[2]], one, flatten=flatten).data[0, -1]
-    np.testing.assert_allclose(plain, together[1, 7], atol=1e-6)
+    same(tm.nn.convnet([p[1:2] for p in phis[2]], one, flatten=flatten).data[0, -1], together[1, 7])
     among = benchmark.predict(s, phis[2], support, images).data
     assert np.abs(among - benchmark.predict(s, phis[2], support, images[:, :7]).data[:, [0]]).max() > 1e-3
 
@@ -455,14 +500,311 @@ def test_schedules():
         assert [benchmark.outer_step(s, t) for t in (0, 0.5, 1)] == pytest.approx(expected)
 
 
-def test_the_papers_settings():
-    chosen = functools.partial(choose, "omniglot", preset="papers")
-    for ways, tasks, steps in ((5, 32, 1), (20, 16, 5)):
-        s = chosen("maml", ways=ways)
-        assert (s.alpha, s.tasks, s.steps, s.iterations, s.queries) == (2.0, tasks, steps, 60_000, 1)
-    for ways, alpha, batch, steps in ((5, 1e-3, 10, 5), (20, 5e-4, 20, 10)):
-        s = chosen("reptile", ways=ways)
-        assert (s.alpha, s.batch, s.steps, s.training_shots, s.test_steps) == (alpha, batch, steps, 10, 50)
-    assert chosen("reptile", ways=20).iterations == 200_000
-    s = chosen("imaml", ways=20)
-    assert (s.lam, s.cg_steps, s.steps, s.test_steps, s.tasks) == (2.0, 5, 25, 25, 32)
+PAPERS = [  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et al., Table 2, and their code
+    (method, ways, dict(filters=64, batch=None, test_batch=None, lam=None, cg_steps=None, damping=None) | settings)
+    for methods, ways, settings in [
+        (["maml", "fomaml"], 5, dict(alpha=5 * 0.4, steps=1, test_steps=3, tasks=32, iterations=60_000, beta=1e-3,
+                                     decay="none", flatten=False)),
+        (["maml", "fomaml"], 20, dict(alpha=20 * 0.1, steps=5, test_steps=5, tasks=16, iterations=60_000, beta=1e-3,
+                                      decay="none", flatten=False)),
+        (["reptile"], 5, dict(alpha=1e-3, steps=5, batch=10, test_steps=50, test_batch=5, tasks=5, iterations=100_000,
+                              beta=1.0, decay="linear", flatten=True)),
+        (["reptile"], 20, dict(alpha=5e-4, steps=10, batch=20, test_steps=50, test_batch=10, tasks=5,
+                               iterations=200_000, beta=1.0, decay="linear", flatten=True)),
+        (["imaml"], 5, dict(alpha=0.1, steps=16, test_steps=16, lam=2.0, cg_steps=5, damping=2 * (2 + 10) - 2,
+                            tasks=32, iterations=20_000, beta=1e-3, decay="none", flatten=True)),
+        (["imaml"], 20, dict(alpha=0.1, steps=25, test_steps=25, lam=2.0, cg_steps=5, damping=2 * (2 + 10) - 2,
+                             tasks=32, iterations=20_000, beta=1e-3, decay="none", flatten=True)),
+    ]
+    for method in methods
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize(("method", "ways", "settings"), PAPERS)
+def test_the_papers_settings(method, ways, settings, shots):
+    """iMAML's code solves (1 + 1) v + H v / (λ + 10) = g: to scale, v + H v / (λ + damping), damping 22."""
+    if method == "reptile":  # trains on 10 shots, without queries, and is judged on one a class
+        settings = settings | dict(shots=shots, training_shots=10, test_queries=1)
+    else:
+        settings = settings | dict(shots=shots, training_shots=shots, queries=shots, test_queries=shots)
+    chosen = vars(choose("omniglot", method, "papers", ways, shots))
+    assert {name: chosen[name] for name in settings} == settings
+
+
+@pytest.mark.parametrize("preset", ["small", "long"])
+def test_twenty_ways_are_as_long_and_as_many_images_as_five(preset):
+    for method, steps in {"maml": 5, "fomaml": 5, "reptile": 10, "imaml": 25}.items():
+        five, twenty = (choose("glyphs", method, preset, ways) for ways in (5, 20))
+        assert (twenty.iterations, twenty.steps) == (five.iterations, steps)
+        assert five.tasks <= 4 * twenty.tasks < five.tasks + 4
+
+
+PUBLISHED = [  # method, network, transductive; % and ± of 5-way 1-shot, 5-way 5-shot, 20-way 1-shot, 20-way 5-shot
+    ("maml", "conv", True, (98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
+    ("maml", "dense", True, (89.7, 1.1), (97.5, 0.6), None, None),
+    ("fomaml", "conv", True, (98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
+    ("reptile", "conv", False, (95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
+    ("reptile", "conv", True, (97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
+    ("imaml", "conv", True, (99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.10)),
+]
+
+
+def test_the_published_figures():
+    known = {row[:3]: dict(zip([(5, 1), (5, 5), (20, 1), (20, 5)], row[3:])) for row in PUBLISHED}
+    for which in itertools.product(benchmark.TITLES, benchmark.NETWORKS, [True, False]):
+        method, network, transductive = which
+        for ways, shots in itertools.product([5, 6, 20], [1, 2, 5]):
+            s = choose("glyphs", method, ways=ways, shots=shots, network=network)
+            figure = published(s, transductive)
+            assert (figure and figure[1:]) == known.get(which, {}).get((ways, shots))
+
+
+# ---- who sees what ---------------------------------------------------------------------------------------------------
+
+
+def test_every_role_has_its_own_characters_and_seeds(folder, monkeypatch):
+    """And --seed is the training's alone: another one is tested on the same tasks."""
+    seen, draw, fixed = [], episodes.draw_episodes, episodes.test_episodes
+
+    def drawn(rng, part, *rest):
+        seen.append(("train", rng.bit_generator.seed_seq.entropy, set(part.names)))
+        return draw(rng, part, *rest)
+
+    def chosen(seed, part, start, stop, *rest):
+        seen.append((seed, start, stop, set(part.names)))
+        return fixed(seed, part, start, stop, *rest)
+
+    monkeypatch.setattr(episodes, "draw_episodes", drawn)
+    monkeypatch.setattr(episodes, "test_episodes", chosen)
+    assert run(*TINY, 2, "--seed", 7) == 0
+    train, validation, test = (set(part.names) for part in episodes.split(characters(), 0))
+    turned = {name + turn for name in train for turn in ("", "@90", "@180", "@270")}
+    assert seen == [
+        ("train", [3, 7, 0], turned),
+        (2, 0, 5, validation),
+        ("train", [3, 7, 1], turned),
+        (2, 0, 5, validation),
+        (1, 0, 20, test),  # of the trained network
+        (1, 0, 20, test),  # of the untrained one
+    ]
+    assert benchmark.arguments().parse_args([]).test_tasks == 600
+
+
+def test_the_weights_depend_on_the_seed():
+    first, other, again = (network(small(seed=seed)) for seed in (0, 1, 0))
+    for a, b, c in list(zip(first, other, again))[::3]:
+        assert (a.data == c.data).all() and (a.data != b.data).all()
+
+
+def test_the_picture_and_the_figures_are_of_the_best_parameters(folder, monkeypatch):
+    s = small()
+    theta, best = ([tm.Tensor(t.data + x) for t in network(s)] for x in (1.0, 2.0))
+    run_ = benchmark.Run(1, theta, None, best, [[1, 0.5]], *np.ones((2, 1), np.float32))
+    checkpoint.save(folder / "c.npz", {"omniglot": vars(s), "run": vars(run_)})
+    seen, evaluate, predicted = [], benchmark.evaluate, benchmark.predicted_task
+
+    def evaluated(s, theta, *rest, **keywords):
+        seen.append(theta)
+        return evaluate(s, theta, *rest, **keywords)
+
+    def pictured(s, theta, part, *rest):
+        seen.append(theta)
+        assert set(part.names) == set(episodes.split(characters(), 0)[2].names)
+        return predicted(s, theta, part, *rest)
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluated)
+    monkeypatch.setattr(benchmark, "predicted_task", pictured)
+    monkeypatch.setattr(benchmark.report, "pyplot", lambda: True)
+    for name in ("draw_curve", "draw_steps", "draw_task"):
+        monkeypatch.setattr(benchmark, name, lambda *args: None)
+    assert run("--evaluate", "c.npz", "--test-tasks", 20) == 0
+    for used, expected in zip(seen, (best, network(s), best), strict=True):  # trained, untrained, the picture
+        assert all((a.data == b.data).all() for a, b in zip(used, expected))
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", benchmark.TITLES)
+def test_a_step_is_the_methods_own(method):
+    s = small(method=method)
+    theta = network(s)
+    support, query = episodes.draw_episodes(np.random.default_rng(0), characters(), 2, 5, s.training_shots, s.queries)
+    minibatch = lambda support, step: [a[:, 10 * step : 10 * step + 10] for a in support]  # 5 steps of 10 of 50
+    algorithm, options = {
+        "maml": (tm.meta.maml, dict(alpha=0.4, steps=1)),
+        "fomaml": (tm.meta.fomaml, dict(alpha=0.4, steps=1)),
+        "reptile": (
+            tm.meta.reptile,
+            dict(alpha=1e-3, steps=5, rule=functools.partial(tm.solvers.adam, beta1=0.0), batch=minibatch),
+        ),
+        "imaml": (tm.meta.imaml, dict(alpha=0.1, steps=16, lam=2.0, cg_steps=5, damping=22.0)),
+    }[method]
+    loss, meta_grad = algorithm(benchmark.loss_of(s), theta, support, query, **options)
+    own_loss, own, *_ = benchmark.meta_step(s, eager=True)(theta, support, query)
+    assert own_loss.item() == loss.item()
+    for a, b in zip(own, meta_grad):
+        np.testing.assert_array_equal(a.data, b.data)
+
+
+def steps_of(s, monkeypatch, accuracies):
+    """The Runs of a training whose gradient is 3 everywhere, and which is validated after every iteration."""
+    given, evaluated = iter(accuracies), []
+
+    def evaluate(s, theta, *rest, **keywords):
+        evaluated.append(theta)
+        return np.array([[next(given)]])
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    step = lambda theta, *data: (tm.Tensor(1.0), [tm.Tensor(np.full_like(t.data, 3)) for t in theta])
+    monkeypatch.setattr(benchmark, "meta_step", lambda s, eager: step)
+    runs, parts = [benchmark.begin(s)], benchmark.roles(s, characters())
+    while runs[-1].iteration < s.iterations:
+        runs.append(benchmark.advance(s, runs[-1], parts, benchmark.Clock(list)))
+        assert evaluated[-1] is runs[-1].theta
+    return runs
+
+
+def test_the_best_on_validation_tasks_is_kept_the_latest_among_equals(monkeypatch):
+    runs = steps_of(small(iterations=6), monkeypatch, [0.25, 0.5, 0.375, 0.5, 0.125, 0.25])
+    kept = [next(r.iteration for r in runs if r.theta is run.best) for run in runs]
+    assert kept == [0, 1, 2, 2, 4, 4, 4]
+    assert runs[-1].validations == [[1, 0.25], [2, 0.5], [3, 0.375], [4, 0.5], [5, 0.125], [6, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("maml", 0.01 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2),  # Adam's steps have the size β, along a cosine
+        ("reptile", 3 * 0.01 * (1 - np.arange(4) / 4)),  # θ goes a share β of the way to φ, along a line
+    ],
+)
+def test_outer_steps_decay(method, expected, monkeypatch):
+    runs = steps_of(small(method=method, iterations=4, beta=0.01), monkeypatch, 4 * [0.5])
+    thetas = [run.theta[0].data.astype(np.float64) for run in runs]
+    np.testing.assert_allclose([(a - b).mean() for a, b in zip(thetas, thetas[1:])], expected, rtol=1e-3)
+    if method == "maml":
+        assert [run.outer[0].item() for run in runs[1:]] == [1, 2, 3, 4]  # Adam's state goes on
+
+
+def test_a_loss_or_a_parameter_that_is_not_finite_is_an_error():
+    good, bad = tm.Tensor(1.0), tm.Tensor(np.nan)
+    report.require_finite("MAML", 0, good, [good, good])
+    for loss, params in ((bad, [good]), (good, [good, bad]), (tm.Tensor(np.inf), [good]), (bad, [])):
+        with pytest.raises(FloatingPointError, match="MAML, iteration 3"):
+            report.require_finite("MAML", 3, loss, params)
+
+
+def test_the_time_left_is_that_of_this_process(monkeypatch, capsys):
+    """After a resume, what was done before took none of it."""
+    now = [100.0]
+    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for _ in report.progress("MAML", 20, lambda: "", first=10):
+        now[0] += 3
+    assert re.findall(r"(\d+) s, (\d+) s left", capsys.readouterr().err) == [
+        ("6", "24"), ("12", "18"), ("18", "12"), ("24", "6"), ("30", "0"),
+    ]  # fmt: skip
+
+
+# ---- figures and pictures --------------------------------------------------------------------------------------------
+
+
+def test_summary_is_mean_and_interval_in_percent():
+    accuracies = np.array([[0, 0, 1, 1], [0.25, 0.75, 0.75, 0.25], [0.5, 0.5, 0.5, 0.5]])
+    assert benchmark.summary(accuracies) == {"mean": [50, 50, 50], "half_width": pytest.approx([49, 24.5, 0])}
+
+
+def test_what_is_measured(monkeypatch):
+    """Trained is the best θ, untrained the first one, both on the test tasks; the score is after test_steps."""
+    s, seen = small(iterations=6), []
+
+    def evaluate(s, theta, part, seed, tasks, steps, *rest):
+        seen.append((part, seed, tasks, *rest))
+        start = theta if isinstance(theta, float) else 0.25
+        assert isinstance(theta, float) or all((a.data == b.data).all() for a, b in zip(theta, network(s)))
+        return start + np.tile([[k / 128] for k in steps], tasks)
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
+    validations = [[1, 0.25], [2, 0.5], [4, 0.5], [6, 0.375]]
+    run = benchmark.Run(6, 0.125, None, 0.5, validations, *np.ones((2, 6), np.float32))
+    figures = benchmark.measure(s, run, {"test": "T", "validation": "V", "train": "R"}, 30, False, True)
+    assert seen == 2 * [("T", benchmark.TEST_SEED, 30, False, True)]
+    for name, start in (("trained", 50), ("untrained", 25)):
+        assert figures[name]["mean"] == pytest.approx([start + 100 * k / 128 for k in range(11)])
+    assert figures["score"] == {"steps": 3, "mean": pytest.approx(50 + 300 / 128), "half_width": 0}
+    assert (figures["selected"], figures["tasks"], figures["transductive"]) == (4, 30, False)
+
+
+def figures_of(mean=20.0):
+    """As measured: accuracies `mean`, then 21, 32, 43 % after 0 to 3 steps, ± 1.96."""
+    trained = {"mean": [mean, 21.0, 32.0, 43.0], "half_width": 4 * [1.96]}
+    untrained = {"mean": [20.5, 22.25, 23.25, 24.25], "half_width": 4 * [0.75]}
+    return {
+        "data": "glyphs", "tasks": 600, "transductive": True, "trained": trained, "untrained": untrained,
+        "score": {"steps": 3, "mean": 43.0, "half_width": 1.96}, "iterations": 6, "selected": 4,
+        "validations": [[2, 0.25], [4, 0.75], [6, 0.5]], "loss": [1.5, 1.25, 1.0], "negative_curvature": None,
+    }  # fmt: skip
+
+
+def test_the_figures_are_told_as_they_are():
+    told = lambda mean: "\n".join(benchmark.lines(small(iterations=6), figures_of(mean))).splitlines()
+    numbers = lambda line: [float(x) for x in re.findall(r"\d+\.\d+", line)]
+    score, paper, _, _, trained, untrained, chance = told(20.0)
+    assert numbers(score) == [43, 1.96] and numbers(paper) == [98.7, 0.4]
+    assert numbers(trained) == [20, 1.96, 21, 1.96, 32, 1.96, 43, 1.96]
+    assert numbers(untrained) == [20.5, 0.75, 22.25, 0.75, 23.25, 0.75, 24.25, 0.75]
+    assert numbers(chance) == [20, 20, 4]  # accuracy, chance, four standard errors
+    verdict = lambda mean: re.sub(r"\d+\.\d+", "", told(mean)[-1])
+    assert verdict(20) == verdict(16.01) == verdict(23.99) and "leak" not in verdict(20)
+    assert verdict(15.99) == verdict(24.01) and "leak" in verdict(24.01)
+
+
+@pytest.fixture
+def plt(monkeypatch):
+    """matplotlib.pyplot, whose figures stay open until the test has looked at them."""
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyplot, "close", lambda figure: None)
+        yield pyplot
+    pyplot.close("all")
+
+
+def test_the_curve_shows_validation_accuracy_in_percent(plt, tmp_path):
+    omniglot_pictures.draw_curve(plt, small(iterations=6), figures_of(), tmp_path / "p.png")
+    left, right = plt.gcf().axes
+    assert left.lines[0].get_xydata().tolist() == [[2, 1.5], [4, 1.25], [6, 1.0]]
+    assert right.lines[0].get_xydata().tolist() == [[2, 25], [4, 75], [6, 50]]
+    assert right.lines[1].get_xdata() == [4, 4]  # the selected iteration
+
+
+def test_the_steps_show_both_networks_and_the_published_figure(plt, tmp_path):
+    omniglot_pictures.draw_steps(plt, small(), figures_of(), tmp_path / "p.png")
+    trained, untrained, paper, chance, *_ = (list(line.get_ydata()) for line in plt.gcf().axes[0].lines)
+    assert (trained, untrained) == ([20, 21, 32, 43], [20.5, 22.25, 23.25, 24.25])
+    assert (paper, chance) == ([98.7, 98.7], [20, 20])
+    band = plt.gcf().axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((20 - 1.96, 43 + 1.96))
+
+
+def test_right_is_green_and_wrong_is_red(plt, tmp_path):
+    s, labels = small(ways=3), np.arange(3)
+    support, query = (np.random.default_rng(i).random((3, 28, 28, 1)) for i in range(2))
+    omniglot_pictures.draw_task(plt, s, (support, labels), (query, labels), np.array([0, 2, 2]), tmp_path / "p.png")
+    axes = plt.gcf().axes
+    for axis, drawing in zip(axes, [*support, *query], strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), 1 - drawing[..., 0])  # ink is black
+    assert [axis.title.get_color() for axis in axes] == 3 * ["black"] + ["tab:green", "tab:red", "tab:green"]
+    assert [re.findall(r"\d+", axis.get_title()) for axis in axes] == [["1"], ["2"], ["3"], ["1"], ["3"], ["3"]]
+
+
+def test_the_sheet_shows_three_drawings_of_each_character():
+    images = characters().images
+    for seed in range(8):
+        sheet = sheets.sheet(characters(), seed)
+        tiles = sheet.reshape(3, 32, 20, 32).transpose(2, 0, 1, 3)[:, :, 2:-2, 2:-2]
+        shown = [np.flatnonzero((images[:, 0] == 255 - tile).all(axis=(1, 2))).item() for tile in tiles[:, 0]]
+        assert len(set(shown)) == 20
+        np.testing.assert_array_equal(tiles, 255 - images[shown, :3])

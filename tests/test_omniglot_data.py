@@ -361,6 +361,27 @@ def test_a_copy_does_not_hide_that_the_zips_changed(tiny, tmp_path):
     assert is_tiny(omniglot.load(), tiny[0])  # the copy was not harmed
 
 
+@pytest.mark.parametrize("name", ["images_background.zip", "images_evaluation.zip"])
+@pytest.mark.parametrize("changed", ["size", "time"])
+def test_either_size_or_time_tells_that_a_zip_changed(tiny, tmp_path, name, changed):
+    file = zipped(tmp_path / "zips", tiny[1]) / name
+    omniglot.load(file)
+    before = file.stat()
+    file.write_bytes(bytes(before.st_size + (changed == "size")))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9 * (changed == "time")))
+    assert (file.stat().st_mtime_ns != before.st_mtime_ns) == (changed == "time")
+    refused(ValueError, file, "not a sound zip", path=file)
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a crash could leave an empty file in the place of a good one."""
+    seen, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(os.fstat(fd).st_size), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (seen.append("replace"), replace(*paths)))
+    omniglot.write_whole(tmp_path / "new" / "file", b"content")
+    assert seen[:2] == [7, "replace"] and contents(tmp_path / "new") == {"file": b"content"}
+
+
 def test_a_damaged_copy_is_rebuilt_or_reported(tiny, tmp_path, monkeypatch):
     folder = zipped(tmp_path / "zips", tiny[1])
     omniglot.load(folder)
