@@ -70,8 +70,8 @@ def omniglot():
     machine, figures = record["machine"], record["figures"]
     commits = dict.fromkeys(r["commit"] for _, *pair in omniglot_records() for r in pair)
     rows.append(
-        f"\nMeasured on {machine['processor']}, one of {machine['cores']} cores each, NumPy {machine['numpy']};"
-        f" {figures['tasks']} test tasks, seed {s.seed}, commit {', '.join(commits)}."
+        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, several trainings at"
+        f" a time; {figures['tasks']} test tasks, seed {s.seed}, commits {', '.join(commits)}."
     )
     return rows
 
