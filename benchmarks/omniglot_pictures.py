@@ -76,7 +76,7 @@ def draw_methods(plt, records, path):
             right.plot(s.test_steps, known[1], marker="*", ms=9, mec="black", color=color, ls="")
     right.plot([], [], marker="*", ms=9, color="white", mec="black", ls="", label="published")
     left.set(xlabel="minutes of training", ylabel="accuracy, %", ylim=(15, 101), title="on validation characters")
-    right.set(xlabel="gradient steps", xscale="symlog", xticks=[0, 1, 3, 10, 50], title="on test characters")
+    right.set(xlabel="gradient steps", xscale="symlog", xlim=(-0.2, 60), title="on test characters")
     right.set_xticks([0, 1, 3, 10, 50], ["0", "1", "3", "10", "50"])
     left.legend(frameon=False, loc="lower right")
     right.legend(frameon=False, loc="lower right")

@@ -40,11 +40,12 @@ def sinusoid():
 
 
 def omniglot_records():
-    """[(settings, record, record of the test that is not transductive)] of the methods, 5-way 1-shot."""
+    """[(settings, record, record of the test that is not transductive, or None)] of the methods, 5-way 1-shot."""
     from benchmarks.omniglot_protocols import TITLES, Settings
 
     def read(name):
-        return json.loads((ROOT / f"benchmarks/results/omniglot_5way_1shot_{name}.json").read_text())
+        path = ROOT / f"benchmarks/results/omniglot_5way_1shot_{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     records = [(read(method), read(f"{method}_not_transductive")) for method in TITLES]
     return [(Settings(**record["settings"]), record, alone) for record, alone in records]
@@ -56,10 +57,8 @@ def omniglot():
 
     rows = ["| | transductive | not | untrained | iterations × tasks | minutes |", "|---" * 6 + "|"]
     for s, record, alone in omniglot_records():
-        cells = []
-        for figures in (record["figures"], alone["figures"]):
-            score = figures["score"]
-            cells.append(f"{score['mean']:.2f} ± {score['half_width']:.2f}")
+        scores = [r["figures"]["score"] if r else None for r in (record, alone)]
+        cells = [f"{score['mean']:.2f} ± {score['half_width']:.2f}" if score else "" for score in scores]
         untrained = record["figures"]["untrained"]["mean"][s.test_steps]
         rows.append(
             f"| {TITLES[s.method]} | {' | '.join(cells)} | {untrained:.1f} | {s.iterations} × {s.tasks} |"
@@ -68,10 +67,10 @@ def omniglot():
         known = [published(s, transductive) for transductive in (True, False)]
         rows.append(f"| *published* | {' | '.join(f'*{k[1]} ± {k[2]}*' if k else '' for k in known)} | | | |")
     machine, figures = record["machine"], record["figures"]
-    commits = dict.fromkeys(r["commit"] for _, *pair in omniglot_records() for r in pair)
+    commits = dict.fromkeys(r["commit"] for _, *pair in omniglot_records() for r in pair if r)
     rows.append(
-        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, several trainings at"
-        f" a time; {figures['tasks']} test tasks, seed {s.seed}, commits {', '.join(commits)}."
+        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, several trainings"
+        f" at a time; {figures['tasks']} test tasks, seed {s.seed}, commits {', '.join(commits)}."
     )
     return rows
 
