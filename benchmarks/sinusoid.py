@@ -216,7 +216,7 @@ def draw_curves(plt, results, path):
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
-  python -m benchmarks.sinusoid                                    all methods, under 3 minutes
+  python -m benchmarks.sinusoid                                    all methods, under 2 minutes
   python -m benchmarks.sinusoid --methods maml pretrained          1 minute
   python -m benchmarks.sinusoid --full --json sinusoid.json        the published training, about 11 minutes
 """
