@@ -327,7 +327,7 @@ CHOICES = "method", "preset", "ways", "shots", "seed", "network", *OPTIONS  # wh
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
-  python -m benchmarks.omniglot                                    MAML, 5-way 1-shot, 32 filters: 5 minutes
+  python -m benchmarks.omniglot                                    MAML, 5-way 1-shot, 32 filters: 6 minutes
   python -m benchmarks.omniglot --preset long --method reptile     half an hour, 64 filters
   python -m benchmarks.omniglot --preset papers --ways 20          the published training: a day and more
   python -m benchmarks.omniglot --evaluate out/glyphs_5way_1shot_maml.npz --not-transductive
