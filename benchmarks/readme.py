@@ -13,7 +13,7 @@ from benchmarks.omniglot_pictures import draw_methods
 
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
-    "tensor", "ops", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile",
+    "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile",
     "meta/imaml", "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 

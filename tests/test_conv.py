@@ -42,7 +42,7 @@ CASES = [  # height, width, channels, filters, kernel, stride, padding
 def test_conv2d_is_its_definition(height, width, channels, filters, k, stride, padding):
     tasks, n = 2, 3
     x, w = real(tasks, n, height, width, channels), real(tasks, k, k, channels, filters)
-    around = [padding_of(padding, size, k, stride) for size in (height, width)]
+    around = padding_of(padding, x.shape, k, stride)
     before, after = zip(*around)
     expected = np.stack([conv_by_loops(x[t], w[t], stride, before, after) for t in range(tasks)])
     np.testing.assert_allclose(tm.conv2d(x, w, stride, padding).data, expected, rtol=1e-12, atol=1e-12)
@@ -54,8 +54,9 @@ def test_conv2d_is_its_definition(height, width, channels, filters, k, stride, p
 
 
 def test_same_padding_puts_the_odd_pixel_at_the_end():
-    assert padding_of("same", 28, 3, 2) == (0, 1) and padding_of("same", 7, 3, 2) == (1, 1)
-    assert padding_of("same", 14, 3, 1) == (1, 1) and padding_of("same", 4, 1, 2) == (0, 0)
+    assert padding_of("same", (28, 7, 1), 3, 2) == ((0, 1), (1, 1))
+    assert padding_of("same", (14, 14, 1), 3, 1) == ((1, 1), (1, 1))
+    assert padding_of("same", (4, 4, 1), 1, 2) == ((0, 0), (0, 0))
 
 
 @pytest.mark.parametrize("height, width, channels, filters, k, stride, padding", CASES[:6])
@@ -199,8 +200,8 @@ def test_convnet_is_its_definition(pool, flatten):
     *blocks, w, b = params
     x = images = real(5, 9, 9, 2)
     for kernels, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
-        around = padding_of("same", len(x[0]), 3, 1 if pool else 2)
-        y = conv_by_loops(x, kernels, 1 if pool else 2, *zip(around, around))
+        around = padding_of("same", x.shape, 3, 1 if pool else 2)
+        y = conv_by_loops(x, kernels, 1 if pool else 2, *zip(*around))
         x = normed(y.reshape(-1, filters), gain, bias).reshape(y.shape)
         if pool:
             half = x.shape[1] // 2

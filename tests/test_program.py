@@ -331,3 +331,15 @@ def test_what_holds_no_memory_of_the_trace():
     f(np.eye(256))
     ((_, plans),) = f.programs.values()
     assert memory(plans[0]) <= 2 * 8 * 256**2 + 64
+
+
+def test_a_mask_is_prepared_once_for_all_that_choose_by_it():
+    def f(x):
+        y = tm.relu(x)
+        (g,) = tm.grad(tm.sum(y * y * y), [x], create_graph=True)
+        return tm.grad(tm.sum(g * g), [x])
+
+    ops = [n.op for n in tm.compile(f).program(real(4, 5)).nodes]
+    assert ops.count("bits") == 1 and ops.count("choose") > 2 and "where" not in ops
+    without = [n.op for n in tm.compile(f, passes=()).program(real(4, 5)).nodes]
+    assert "bits" not in without and without.count("where") > 2

@@ -13,49 +13,35 @@ from functools import partial
 
 import numpy as np
 
-from .ops import matmul, max, mean, pad, reshape
+from . import kernels, ops
+from .ops import matmul, mean, reshape
 from .tensor import Tensor, apply
 
 
-def patches(x, size, stride=1):
-    """y[i, j, u, v] = x[s i + u, s j + v]        x̄ = unpatch(ȳ):  (..., H, W, C) -> (..., h, w, size, size, C)"""
+def patches(x, size, stride=1, padding="valid"):
+    """y[i, j, u, v] = x[s i + u − p, s j + v − p], 0 outside of x        x̄ = unpatch(ȳ)
+
+    (..., H, W, C) -> (..., h, w, size, size, C). padding: see `conv2d`.
+    """
     x = Tensor(x)
-    if x.ndim < 3 or not 0 < size <= x.shape[-3] or size > x.shape[-2] or stride < 1:
-        raise ValueError(
-            f"patches of size {size}, stride {stride}, of shape {x.shape}: x is (..., H, W, C), no smaller than a patch"
-        )
-    pullbacks = (lambda y, y_bar: unpatch(y_bar, x.shape, stride),)
-    return apply(partial(_patches, size=size, stride=stride), x, pullbacks=pullbacks)
+    if x.ndim < 3 or size < 1 or stride < 1:
+        raise ValueError(f"patches of size {size}, stride {stride}, of shape {x.shape}: x is (..., H, W, C)")
+    static = dict(size=size, stride=stride, around=padding_of(padding, x.shape, size, stride))
+    if min(kernels.windows(x.shape, **static)[-5:-3]) < 1:
+        raise ValueError(f"patches of size {size}, padding {padding!r}, of shape {x.shape}: x is smaller than a patch")
+    pullbacks = (lambda y, y_bar: unpatch(y_bar, x.shape, stride, padding),)
+    return apply(partial(kernels.patches, **static), x, pullbacks=pullbacks)
 
 
-def _patches(x, size, stride, out=None):
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(-3, -2))  # (..., H', W', C, size, size)
-    windows = np.moveaxis(windows[..., ::stride, ::stride, :, :, :], -3, -1)
-    if out is None:
-        return np.ascontiguousarray(windows)
-    np.copyto(out, windows)
-    return out
-
-
-def unpatch(y, shape, stride=1):
+def unpatch(y, shape, stride=1, padding="valid"):
     """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
     y, shape = Tensor(y), tuple(shape)
-    h, w, size = y.shape[-5:-2]
-    fits = all((n - size) // stride + 1 == m for n, m in zip(shape[-3:-1], (h, w)))
-    if not fits or y.shape != (*shape[:-3], h, w, size, size, shape[-1]):
+    size = y.shape[-2]
+    static = dict(size=size, stride=stride, around=padding_of(padding, shape, size, stride))
+    if y.shape != kernels.windows(shape, **static):
         raise ValueError(f"unpatch of shape {y.shape}, stride {stride}: these windows don't lie within shape {shape}")
-    pullbacks = (lambda x, x_bar: patches(x_bar, size, stride),)
-    return apply(partial(_unpatch, shape=shape, stride=stride), y, pullbacks=pullbacks)
-
-
-def _unpatch(y, shape, stride, out=None):
-    x = np.empty(shape, y.dtype) if out is None else out
-    x[...] = 0
-    h, w, size = y.shape[-5:-2]
-    for u in range(size):
-        for v in range(size):
-            x[..., u : u + stride * h : stride, v : v + stride * w : stride, :] += y[..., u, v, :]
-    return x
+    pullbacks = (lambda x, x_bar: patches(x_bar, size, stride, padding),)
+    return apply(partial(kernels.unpatch, shape=shape, **static), y, pullbacks=pullbacks)
 
 
 def conv2d(x, w, stride=1, padding="same"):
@@ -72,33 +58,28 @@ def conv2d(x, w, stride=1, padding="same"):
     if not isinstance(stride, (int, np.integer)) or stride < 1:
         raise ValueError(f"stride is a whole number, 1 or more, got {stride!r}")
     k, _, c, f = w.shape[-4:]
-    height, width = x.shape[-3:-1]
-    around = padding_of(padding, height, k, stride), padding_of(padding, width, k, stride)
-    if any(map(any, around)):
-        x = pad(x, ((0, 0),) * (x.ndim - 3) + around + ((0, 0),))
-    p = patches(x, k, stride)  # (..., n, h, w, k, k, C)
+    p = patches(x, k, stride, padding)  # (..., n, h, w, k, k, C)
     n, h, w_out = p.shape[-6:-3]
     rows = reshape(p, (*p.shape[:-6], n * h * w_out, k * k * c))
     y = matmul(rows, reshape(w, (*w.shape[:-4], k * k * c, f)))
     return reshape(y, (*y.shape[:-2], n, h, w_out, f))
 
 
-def padding_of(padding, size, kernel, stride):
-    """Zeros (before, after) along an axis."""
+def padding_of(padding, shape, size, stride):
+    """Zeros ((top, bottom), (left, right)) around images (..., H, W, C)."""
     if padding == "valid":
-        return 0, 0
+        return (0, 0), (0, 0)
     if padding == "same":
-        total = (-(-size // stride) - 1) * stride + kernel - size
-        total = total if total > 0 else 0
-        return total // 2, total - total // 2
+        totals = [(-(-n // stride) - 1) * stride + size - n for n in shape[-3:-1]]
+        return tuple((total // 2, total - total // 2) if total > 0 else (0, 0) for total in totals)
     if isinstance(padding, (int, np.integer)) and padding >= 0:
-        return padding, padding
+        return ((int(padding), int(padding)),) * 2
     raise ValueError(f"padding is 'same', 'valid' or a number of pixels, got {padding!r}")
 
 
 def max_pool(x, size=2, stride=None):
     """The largest of each window: (..., H, W, C) -> (..., h, w, C). stride: `size` by default; windows may overlap."""
-    return max(patches(x, size, size if stride is None else stride), axis=(-3, -2))
+    return ops.max(patches(x, size, size if stride is None else stride), axis=(-3, -2))
 
 
 def average_pool(x, size=2, stride=None):

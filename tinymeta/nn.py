@@ -47,7 +47,7 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
     They are always those of the batch at hand, in training and at test: there are no running averages. What is
     predicted for one row therefore depends on the others.
     """
-    centred = x - mean(x, axis=-2, keepdims=True)
+    centred = x + -mean(x, axis=-2, keepdims=True)  # a difference would negate all rows in the derivative, not one
     scale = power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
     if gain is not None:
         scale = scale * gain  # a row times a row, not times n rows

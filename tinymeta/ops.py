@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from . import kernels
 from .tensor import DATA, FLOATS, Tensor, apply, describe, make, stopped
 
 NUMBERS = (int, float, np.integer, np.floating)  # a number takes the type of the Tensor beside it
@@ -234,10 +235,7 @@ def sum(x, axis=None, keepdims=False):
     axes = axes_of(axis, x)
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     pullback = lambda y, y_bar: broadcast_to(reshape(y_bar, kept), x.shape)
-    return apply(partial(_sum, axis=axes, keepdims=keepdims), x, pullbacks=(pullback,))
-
-def _sum(x, axis, keepdims, out=None):
-    return np.add.reduce(x, axis=axis, keepdims=keepdims, out=out)
+    return apply(partial(kernels.sum, axis=axes, keepdims=keepdims), x, pullbacks=(pullback,))
 
 def mean(x, axis=None, keepdims=False):
     """y = Σ x / n"""
@@ -399,21 +397,7 @@ def where(mask, x, y):
     x, y = operands("where", x, y, beside=mask.shape)
     mask = broadcast_to(mask, broadcast_shape("where", mask.shape, x.shape, y.shape))  # numbers have shape ()
     pullbacks = None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)
-    return apply(_where, mask, x, y, pullbacks=pullbacks)
-
-def _where(mask, x, y, out=None):
-    """((x ⊕ y) ∧ mask) ⊕ y on the bits. np.where branches at each element: ten times slower for irregular masks."""
-    integer = f"i{x.dtype.itemsize}"
-    x_bits, y_bits, bits = x.view(integer), y.view(integer), mask.astype(integer, order="C")
-    result = bits if out is None else out.view(integer)
-    if x.ndim == 0 and not x_bits:  # 0 where True, as in relu and its gradient
-        bits -= 1  # True: no bits, False: all of them
-        np.bitwise_and(bits, y_bits, out=result)
-    else:
-        np.negative(bits, out=bits)  # True: all bits
-        bits &= x_bits ^ y_bits
-        np.bitwise_xor(bits, y_bits, out=result)
-    return result.view(x.dtype) if out is None else out
+    return apply(kernels.where, mask, x, y, pullbacks=pullbacks)
 
 def max(x, axis=None, keepdims=False):
     """y = max x        x̄ = ȳ ⊙ [x = y] / Σ [x = y]: the winners share"""
@@ -462,7 +446,7 @@ def matmul(x, y):
         return squeeze(matmul(x, y[:, None]), -1)
     batch = broadcast_shape("matmul's stacks", x.shape[:-2], y.shape[:-2])
     x, y = broadcast_to(x, batch + x.shape[-2:]), broadcast_to(y, batch + y.shape[-2:])
-    return apply(np.matmul, x, y, pullbacks=(
+    return apply(kernels.matmul, x, y, pullbacks=(
         lambda z, z_bar: matmul(z_bar, swapaxes(y, -1, -2)), lambda z, z_bar: matmul(swapaxes(x, -1, -2), z_bar)))
 
 # ---- softmax ---------------------------------------------------------------------------------------------------------

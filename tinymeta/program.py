@@ -9,6 +9,7 @@ copies the results out. No Python of f, of a pullback or of the backward walk ru
     passes    fold      what depends on no argument is a constant
               dead      what no result needs is dropped
               common    what is computed twice is computed once
+              masks     a mask that several `where` read is prepared once
               views     what only looks at another array is made once, with the plan
               inplace   an elementwise kernel writes over an input that nobody reads later
               reuse     a place whose array nobody reads any more takes a later one
@@ -30,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ops
+from . import kernels, ops
 from .tensor import Tensor, describe, make, op_name, state, stopped, tracing
 
 PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
@@ -138,6 +139,21 @@ def common(program):
     program.keep(kept, instead)
 
 
+def masks(program):
+    """Turn the mask of a `where` into bits once: relu's is read again in each of its derivatives."""
+    nodes, made = [], {}
+    for n in program.nodes:
+        if n.kernel is kernels.where:
+            mask, integer = n.inputs[0], f"i{n.dtype.itemsize}"
+            if (mask, integer) not in made:
+                kernel = partial(kernels.bits, integer=integer)
+                made[mask, integer] = Node(np.broadcast_to(np.empty((), integer), mask.shape), kernel, [mask])
+                nodes.append(made[mask, integer])
+            n.kernel, n.inputs = kernels.choose, [made[mask, integer], *n.inputs[1:]]
+        nodes.append(n)
+    program.keep(nodes, {})
+
+
 def views(program):
     """Mark what needs no copy. Whether a reshape does is found out on arrays that lie as the plan's will."""
     arrays = {}
@@ -186,7 +202,7 @@ def reuse(program):
         until = {p: end for p, end in until.items() if end != i}
 
 
-PASSES = (fold, dead, common, views, inplace, reuse)
+PASSES = (fold, dead, common, masks, views, inplace, reuse)
 
 VIEWS = {ops._broadcast_to, ops._reshape, ops._transpose, ops._gather, stopped}
 COMMUTATIVE = {np.add, np.multiply, np.equal, np.not_equal, np.logical_and, np.logical_or}
@@ -203,7 +219,7 @@ def kernel_key(kernel):
 
 def is_elementwise(kernel):
     f = function_of(kernel)
-    return isinstance(f, np.ufunc) and f is not np.matmul or f in (ops._where, ops._power, ops._softplus)
+    return isinstance(f, np.ufunc) or f in (kernels.where, kernels.choose, ops._power, ops._softplus)
 
 
 def root(n):
@@ -246,7 +262,7 @@ class Plan:
                 if n.place not in buffers:
                     buffers[n.place] = np.empty(sizes[n.place], np.uint8)
                 arrays[n] = buffers[n.place][: n.nbytes].view(n.dtype).reshape(n.shape)
-                self.calls.append(bind(n.kernel, inputs, arrays[n]))
+                self.calls += bind(n.kernel, inputs, arrays[n])
             elif n.view:
                 arrays[n] = n.kernel(*inputs)
             else:
@@ -263,10 +279,13 @@ class Plan:
 
 
 def bind(kernel, inputs, out):
-    """The kernel's call, from these arrays into that one."""
+    """The kernel's calls, from these arrays into that one."""
+    prepared = getattr(function_of(kernel), "calls", None)
+    if prepared:
+        return list(prepared(*inputs, out=out, **getattr(kernel, "keywords", {})))
     if isinstance(kernel, np.ufunc):
-        return partial(kernel, *inputs, out)
-    return partial(kernel, *inputs, out=out)
+        return [partial(kernel, *inputs, out)]
+    return [partial(kernel, *inputs, out=out)]
 
 
 # ---- compile ---------------------------------------------------------------------------------------------------------
