@@ -22,7 +22,7 @@ loop, and an objective that counts the support too:
 
 from .adapt import adapt, trajectory
 from .maml import fomaml, maml, truncated
-from .maml_plus_plus import init_maml_plus_plus, maml_plus_plus, multi_step_weights, per_step
+from .maml_plus_plus import init_lslr, maml_plus_plus, multi_step_weights, per_step
 from .meta_sgd import init_meta_sgd, meta_sgd, split
 from .anil import anil
 from .dropout import draw_noise, dropout

@@ -20,7 +20,7 @@ from .meta_sgd import require_shapes, split
 
 
 def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=False, batch=None):
-    """(query loss after the last step, [∂F/∂w..., ∂F/∂a...]); theta = [*w, *a] as of `init_maml_plus_plus`.
+    """(query loss after the last step, [∂F/∂w..., ∂F/∂a...]); theta = [*w, *a] as of `init_lslr`.
 
     weights: ω, an array (steps,) of θ's type, e.g. of `multi_step_weights`; an array, so that a compiled function can
     take another one at every call. first_order: as in `meta_sgd`. batch: see `adapt`. To adapt at test:
@@ -51,7 +51,7 @@ def per_step(params, grads, step=None, *, lr):
     return sgd(params, grads, lr=[a[step] for a in lr])[0], step + 1
 
 
-def init_maml_plus_plus(weights, alpha, steps):
+def init_lslr(weights, alpha, steps):
     """θ = [*weights, *step sizes (steps,)], where all step sizes start at alpha (0.1 in the published code)."""
     weights = parameters("weights", weights)
     return weights + [Tensor(np.full(steps, alpha, w.dtype)) for w in weights]
