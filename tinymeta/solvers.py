@@ -87,8 +87,8 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     """The φ of `gradient_descent` one after the other: a generator of steps + 1 lists, from the start on.
 
     cut: after each of the first `cut` steps φ and the rule's state become leaves, as if they were constants.
-    create_graph: whether the gradients of the other steps are differentiable. If not, φ is still a function of start and
-    step sizes, with the gradients as constants.
+    create_graph: whether the gradients of the other steps are differentiable. If not, φ is still a function of start
+    and step sizes, with the gradients as constants.
     """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, got {steps}")
