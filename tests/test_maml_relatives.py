@@ -137,6 +137,22 @@ def test_trajectory_visits_what_adapt_returns():
             np.testing.assert_array_equal(flat(phi), flat(expected))
 
 
+def test_nothing_is_recorded_before_the_cut():
+    theta, support, query = problem()
+    recorded = []
+
+    def watched(params, grads, state=None, *, lr):
+        if state:  # of φ, its gradient and the momentum, from the second step on
+            recorded.append([bool(x.inputs) for x in (params[0], grads[0], state[0])])
+        return tm.solvers.momentum(params, grads, state, lr=lr)
+
+    tm.meta.truncated(loss, theta, support, query, alpha=0.02, steps=4, last=2, rule=watched)
+    assert recorded == [[False, False, False], [False, True, False], [True, True, True]]
+    recorded.clear()
+    tm.meta.fomaml(loss, theta, support, query, alpha=0.02, steps=3, rule=watched)
+    assert recorded == [[False] * 3] * 2
+
+
 # ---- learned step sizes ----------------------------------------------------------------------------------------------
 
 
