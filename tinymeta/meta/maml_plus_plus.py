@@ -5,9 +5,9 @@
 
 Every step gets a gradient by a short way, and not only through all the steps after it. In the course of the training
 the weights ω go from equal ones to (0, ..., 0, 1), MAML's. The meta-parameters are one list, θ = [*w, *a], and each
-element of a is of shape (K,). Derivative-order annealing, the paper's third part, is `first_order=True` in the first
-epochs. Of the rest, batch norm's statistics per step have no place here, where none are kept, and annealing the outer
-step is the outer loop's.
+element of a is of shape (K,). Derivative-order annealing is `first_order=True` in the first epochs. Of the rest of the
+paper, batch norm's statistics per step have no place here, where none are kept, and annealing the outer step is the
+outer loop's.
 """
 
 import numpy as np
@@ -23,7 +23,8 @@ def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=F
     """(query loss after the last step, [∂F/∂w..., ∂F/∂a...]); theta = [*w, *a] as of `init_lslr`.
 
     weights: ω, an array (steps,) of θ's type, e.g. of `multi_step_weights`; an array, so that a compiled function can
-    take another one at every call. first_order: as in `meta_sgd`. batch: see `adapt`. To adapt at test:
+    take another one at every call. first_order: as in `meta_sgd`, but the graphs of the query losses, one a step, are
+    kept in either order. batch: see `adapt`. To adapt at test:
     w, a = tm.meta.split(theta), then adapt(loss, w, support, alpha=a, steps=steps, rule=tm.meta.per_step).
     Raises ValueError for fewer than 1 step, and where step sizes or weights aren't of shape (steps,).
     """
