@@ -5,7 +5,7 @@
     binary       n = b / (1 − p),   b ~ Bernoulli(1 − p): an element is left out with probability p
     Gaussian     n ~ N(1, p / (1 − p))
 
-In the training only: at test, leave it out. It is an update rule around another one, for any algorithm that takes a rule:
+In training only; at test, leave it out. It is an update rule around another one, for any algorithm that takes a rule:
 
     maml(loss, theta, support, query, alpha=alpha, steps=steps, rule=dropout(noise))
 
