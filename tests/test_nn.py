@@ -119,7 +119,7 @@ def test_every_layer_and_solver_is_known_to_the_tests():
         "cross_entropy",
     }
     rules = {"sgd", "momentum", "nesterov", "adam", "step"}
-    assert own(tm.solvers) == rules | {"gradient_descent", "dot", "cg", "Solution", "per_task"}
+    assert own(tm.solvers) == rules | {"gradient_descent", "trajectory", "dot", "cg", "Solution", "per_task"}
 
 
 def test_bad_input():

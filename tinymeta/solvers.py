@@ -6,10 +6,12 @@ like any other computation, and the outer one, where the caller cuts the graph b
     theta, state = stop_gradient(adam(theta, meta_grad, state, lr=beta))
 
 Without that cut θ and state would keep the graph of all updates before them, and memory would grow. `state` is None at
-the first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else.
+the first step; whoever wants a fresh optimiser passes None again. Nothing is kept anywhere else. `lr` is a number or a
+Tensor, or a list of them, one for each parameter.
 """
 
 import builtins
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +59,10 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
 
 def step(params, lr, directions):
     """p − η d for each, which must not change a shape: a bias minus a wider d would grow by broadcasting."""
-    if len(params) != len(directions):
-        raise ValueError(f"{len(params)} parameters but {len(directions)} gradients")
-    moved = [p - lr * d for p, d in zip(params, directions)]
+    lrs = lr if isinstance(lr, (list, tuple)) else [lr] * len(params)
+    if not len(params) == len(directions) == len(lrs):
+        raise ValueError(f"{len(params)} parameters but {len(directions)} gradients and {len(lrs)} step sizes")
+    moved = [p - lr * d for p, lr, d in zip(params, lrs, directions)]
     for i, (p, d, new) in enumerate(zip(params, directions, moved)):
         if not p.shape == d.shape == new.shape:
             raise ValueError(f"parameter {i} of shape {p.shape} would become {new.shape}: gradient, state, lr must fit")
@@ -76,15 +79,27 @@ def gradient_descent(loss, phi, *, lr, steps, rule=sgd, create_graph=False):
     stacked φ is each task's own gradient. With create_graph=True the result can be differentiated through all steps,
     whose graphs are therefore kept; otherwise φ is a leaf after every step, and time and memory don't grow with them.
     """
+    options = {"create_graph": create_graph, "cut": 0 if create_graph else steps}
+    return deque(trajectory(loss, phi, lr=lr, steps=steps, rule=rule, **options), maxlen=1).pop()
+
+
+def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
+    """The φ of `gradient_descent` one after the other: a generator of steps + 1 lists, from the start on.
+
+    cut: after each of the first `cut` steps φ and the rule's state become leaves, as if they were constants.
+    create_graph: whether the gradients of the other steps are differentiable. If not, φ is still a function of start
+    and step sizes, with the gradients as constants.
+    """
     if steps < 0:
         raise ValueError(f"steps must be 0 or more, got {steps}")
     state = None
+    yield phi
     for k in range(steps):
-        g = grad(sum(loss(phi, k)), phi, create_graph=create_graph)
+        g = grad(sum(loss(phi, k)), phi, create_graph=create_graph and k >= cut)
         phi, state = rule(phi, g, state, lr=lr)
-        if not create_graph:
+        if k < cut:
             phi, state = stop_gradient((phi, state))
-    return phi
+        yield phi
 
 
 def dot(xs, ys):

@@ -11,12 +11,16 @@ Hessian H of L_s. Back-propagation starts from v = ∇L_q(φ) and goes down the 
 No H is ever formed. The product H v is what comes out when the graph of ∇L_s(θ_j), which `create_graph=True` has kept,
 is walked backward with v as the cotangent: differentiating the gradient is all there is to it. The price is the
 memory of the K graphs. First-order MAML leaves the loop out, v = ∇L_q(φ), as if H were 0 and φ were θ plus a constant.
+
+Truncated back-propagation (Shaban et al. 2019) stops the loop early and goes down the last R steps only, j = K − 1 ...
+K − R, as if θ_{K−R} were θ plus a constant. R = K is MAML, R = 0 first-order MAML. Where the inner loop contracts, with
+all eigenvalues of I − α H between −1 and 1, what is left out shrinks geometrically with R.
 """
 
 from ..ops import mean, sum
 from ..solvers import sgd
 from ..tensor import grad, stop_gradient
-from .adapt import adapt, check, task_losses
+from .adapt import adapt, check, task_losses, trajectory
 
 
 def maml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
@@ -37,4 +41,21 @@ def fomaml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
     query_loss = mean(task_losses(loss, phi, query))
     meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ
+    return stop_gradient((query_loss, meta_grad))
+
+
+def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, rule=sgd):
+    """(query loss, mean over tasks of v after the `last` inner steps). The memory grows with `last`, not with `steps`.
+
+    Raises ValueError unless 0 ≤ last ≤ steps. batch's steps and the rule's state go on across the cut.
+    """
+    if not 0 <= last <= steps:
+        raise ValueError(f"last is the number of inner steps to go back through, 0 to steps={steps}, got {last}")
+    theta, cut = check(theta, support, query), steps - last
+    options = {"alpha": alpha, "steps": steps, "batch": batch, "rule": rule}
+    for k, phi in enumerate(trajectory(loss, theta, support, create_graph=True, cut=cut, **options)):
+        if k == cut:
+            start = phi
+    query_loss = mean(task_losses(loss, phi, query))
+    meta_grad = [sum(g, axis=0) for g in grad(query_loss, start)]  # only down to θ_{K−R}
     return stop_gradient((query_loss, meta_grad))

@@ -1,0 +1,70 @@
+"""MAML++ (Antoniou et al. 2019): what makes MAML of several inner steps train more steadily.
+
+    w_{j+1} = w_j − a_j ∇L_s(w_j)                               a step size for each tensor of w and each step
+    F(w, a) = mean over tasks of Σ_j ω_j L_q(w_j),  j = 1 ... K     multi-step loss: the query after every step
+
+Every step gets a gradient by a short way, and not only through all the steps after it. In the course of the training
+the weights ω go from equal ones to (0, ..., 0, 1), MAML's. The meta-parameters are one list, θ = [*w, *a], and each
+element of a is of shape (K,). Derivative-order annealing is `first_order=True` in the first epochs. Of the rest of the
+paper, batch norm's statistics per step have no place here, where none are kept, and annealing the outer step is the
+outer loop's.
+"""
+
+import numpy as np
+
+from ..ops import mean, stack, sum
+from ..solvers import sgd
+from ..tensor import Tensor, describe, grad, stop_gradient
+from .adapt import check, parameters, task_losses, trajectory
+from .meta_sgd import require_shapes, split
+
+
+def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=False, batch=None):
+    """(query loss after the last step, [∂F/∂w..., ∂F/∂a...]); theta = [*w, *a] as of `init_lslr`.
+
+    weights: ω, an array (steps,) of θ's type, e.g. of `multi_step_weights`; an array, so that a compiled function can
+    take another one at every call. first_order: as in `meta_sgd`, but the graphs of the query losses, one a step, are
+    kept in either order. batch: see `adapt`. To adapt at test:
+    w, a = tm.meta.split(theta), then adapt(loss, w, support, alpha=a, steps=steps, rule=tm.meta.per_step).
+    Raises ValueError for fewer than 1 step, and where step sizes or weights aren't of shape (steps,).
+    """
+    w, a = split(check(theta, support, query))
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}: the losses after the steps are what is learned from")
+    require_shapes(a, [(steps,)] * len(w))
+    weights = Tensor(weights)
+    if weights.shape != (steps,):
+        raise ValueError(
+            f"weights are {describe(weights)}, expected shape ({steps},): one for the loss after each step"
+        )
+    options = {"steps": steps, "batch": batch, "rule": per_step, "create_graph": not first_order}
+    _, *path = trajectory(loss, w, support, alpha=a, **options)
+    query_losses = [mean(task_losses(loss, phi, query)) for phi in path]
+    objective = sum(weights * stack(query_losses))
+    return stop_gradient((query_losses[-1], grad(objective, w + a)))
+
+
+def per_step(params, grads, step=None, *, lr):
+    """p ← p − a_j g in step j, for a list lr of step sizes a, each (steps,): an update rule for `adapt`."""
+    step = step or 0
+    if step >= min(len(a) for a in lr):
+        raise ValueError(f"there are step sizes for {len(lr[0])} steps, and none for step {step}")
+    return sgd(params, grads, lr=[a[step] for a in lr])[0], step + 1
+
+
+def init_lslr(weights, alpha, steps):
+    """θ = [*weights, *step sizes (steps,)], where all step sizes start at alpha (0.1 in the published code)."""
+    weights = parameters("weights", weights)
+    return weights + [Tensor(np.full(steps, alpha, w.dtype)) for w in weights]
+
+
+def multi_step_weights(steps, epoch, *, epochs=10, dtype=np.float32):
+    """ω in epoch 0, 1, ...: an array (steps,) that sums to 1, by the schedule of the published code.
+
+    All start at 1/steps. All but the last fall in proportion to 1 − epoch/epochs, down to 0.03/steps, which the last
+    makes up for; from `epochs` on only the last counts.
+    """
+    others = max(1 - epoch / epochs, 0.03) / steps if epoch < epochs else 0.0
+    weights = np.full(steps, others, dtype)
+    weights[-1] = 1 - (steps - 1) * others
+    return weights
