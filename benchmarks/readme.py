@@ -13,8 +13,9 @@ from benchmarks.omniglot_pictures import draw_methods
 
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
-    "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml", "meta/reptile",
-    "meta/imaml", "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
+    "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml",
+    "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/imaml",
+    "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 
 

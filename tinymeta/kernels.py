@@ -5,6 +5,7 @@ as the calls that it consists of, all from fixed arrays to fixed arrays: `prepar
 them, and `compile` asks for them once and keeps the list. Times are of one core, for float32.
 """
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -118,15 +119,28 @@ def windows(shape, size, stride, around):
 
 @prepared(lambda x, **static: np.empty(windows(x.shape, **static), x.dtype))
 def patches(x, size, stride, around, out):
-    """out[i, j, u, v] = x[s i + u − top, s j + v − left], 0 outside of x: as one copy of a padded copy."""
-    (top, bottom), (left, right) = around
-    if top or bottom or left or right:
-        *n, height, width, c = x.shape
-        padded = np.zeros((*n, top + height + bottom, left + width + right, c), x.dtype)
-        yield partial(np.copyto, padded[..., top : top + height, left : left + width, :], x)
-        x = padded
-    y = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(-3, -2))  # (..., H', W', C, size, size)
-    yield partial(np.copyto, out, np.moveaxis(y[..., ::stride, ::stride, :, :, :], -3, -1))
+    """out[i, j, u, v] = x[s i + u − top, s j + v − left], 0 outside of x: a copy for all windows that lie inside, and
+    one for those at each edge and corner."""
+    *_, height, width, _ = x.shape
+    *_, h, w, _, _, _ = out.shape
+    for i, u, rows in alike(height, h, size, stride, around[0][0]):
+        for j, v, columns in alike(width, w, size, stride, around[1][0]):
+            part, (n_u, n_v) = out[..., i, j, :, :, :], (u.stop - u.start, v.stop - v.start)
+            if n_u < size or n_v < size:
+                yield partial(part.fill, 0)
+            if n_u > 0 and n_v > 0:
+                pixels = x[..., rows, columns, :]
+                y = np.lib.stride_tricks.sliding_window_view(pixels, (n_u, n_v), axis=(-3, -2))  # (..., C, n_u, n_v)
+                y = np.moveaxis(y[..., ::stride, ::stride, :, :, :], -3, -1)
+                yield partial(np.copyto, part[..., u, v, :], y)
+
+
+def alike(height, h, size, stride, top):
+    """The h windows, grouped by which of their rows u lie in the image: slices of the windows, of u, of the image."""
+    edges = [(max(top - stride * i, 0), min(size, height + top - stride * i)) for i in range(h)]
+    for (u, end), group in itertools.groupby(range(h), edges.__getitem__):
+        first, *_, last = [*group] * 2
+        yield slice(first, last + 1), slice(u, end), slice(stride * first + u - top, stride * last + end - top)
 
 
 @prepared(lambda y, shape, **static: np.empty(shape, y.dtype))
