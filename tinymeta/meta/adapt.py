@@ -69,8 +69,8 @@ def task_losses(loss, phi, data):
     losses = numbers(loss, phi, data)
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(
-            f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the parameters"
-            " that it is given, and tm ops all the way (no .data, .item or stop_gradient)?"
+            f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the"
+            " parameters that it is given, and tm ops all the way (no .data, .item or stop_gradient)?"
         )
     return losses
 
@@ -80,8 +80,8 @@ def numbers(loss, phi, data):
     losses, tasks = loss(phi, data), len(phi[0])
     if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
         raise ValueError(
-            f"{name_of(loss)} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one loss per"
-            " task: reduce over examples and features, not over the first axis"
+            f"{name_of(loss)} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one"
+            " loss per task: reduce over examples and features, not over the first axis"
         )
     return losses
 

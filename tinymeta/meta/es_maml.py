@@ -1,23 +1,23 @@
-"""ES-MAML (Song et al. 2020): meta-gradients by evolution strategies, from losses alone; nothing is ever differentiated.
+"""ES-MAML (Song et al. 2020): meta-gradients by evolution strategies, from losses alone. Nothing is differentiated.
 
 Blurred by a Gaussian, f̃(x) = E f(x + σ h) with h ~ N(0, I), any f is smooth, and its derivatives are expectations:
 
     ∇f̃(x) = E f(x + σ h) h / σ              ESGrad
     ∇²f̃(x) = E f(x + σ h) (h hᵀ − I) / σ²   ESHess
 
-Each is estimated from the losses of a population around x: n draws of h and their mirror images −h (antithetic), so that
-all even powers of h, f(x) first, drop out of ESGrad exactly. Which gives MAML two ways:
+Each is estimated from the losses of a population around x: n draws of h and their mirror images −h (antithetic), so
+that all even powers of h, f(x) first, drop out of ESGrad exactly. Which gives MAML two ways:
 
-    zero order    U(θ) = θ − α ESGrad L_s(θ)                 the inner step (`steps` of them, with K draws each)
-                  F(θ) = L_q(U(θ)),   ∇F̃(θ) ≈ ESGrad F(θ)    the outer one sees no more of it than its losses
-    first order   ∇F ≈ (I − α ESHess L_s(θ)) ESGrad L_q(U(θ))     the chain rule, estimated; without the bracket, FO-MAML
+    zero order    U(θ) = θ − α ESGrad L_s(θ)                    the inner step; `steps` of them, with K draws each
+                  F(θ) = L_q(U(θ)),   ∇F̃(θ) ≈ ESGrad F(θ)       the outer one sees no more of U than its losses
+    first order   ∇F ≈ (I − α ESHess L_s(θ)) ESGrad L_q(U(θ))   the chain rule; without the bracket, FO-MAML
 
 The paper maximises rewards: f = −L turns its ascent θ + α ∇f̃ into this descent, and its I + α ∇²f̃ into I − α ∇²L̃_s.
 
-A population is one more stack. `loss` is given tasks × population as its first axis, which is all in one call: parameters
-of their own for every member, and the data of the task repeated. Noise comes from outside (`draw_noise`), the tasks
-first like all data: outer (tasks, n, *shape), inner (tasks, steps, K, *shape) for every parameter. All members of the
-outer population meet the same inner noise, so that U is one function, and what tells two of them apart is their place.
+A population is one more stack. `loss` meets all of it in one call, tasks × population as its first axis: every member
+with parameters of its own, and the data of its task repeated. Noise comes from outside (`draw_noise`), the tasks first
+like all data: outer (tasks, n, *shape), inner (tasks, steps, K, *shape) for every parameter. All members of the outer
+population meet the same inner noise, so that U is one function, and nothing but their places tells two of them apart.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def draw_noise(rng, theta, tasks, *, steps, perturbations, queries):
     """(outer, inner) standard normal noise from rng, a np.random.Generator: two lists of arrays like theta.
 
     perturbations: n, draws around θ (around U(θ) in first order); the query loss is asked for 2n times a task.
-    queries: K, draws of one inner step; the support loss is asked for 2K times a step, in zero order for each of the 2n.
+    queries: K, draws of an inner step; the support loss is asked for 2K times a step, in zero order for each of the 2n.
     """
     theta = parameters("theta", theta)
 
@@ -44,8 +44,8 @@ def draw_noise(rng, theta, tasks, *, steps, perturbations, queries):
 def es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, batch=None):
     """(mean of L_q(U) over tasks and population, an estimate of F̃(θ); that of ∇F̃(θ)): zero order.
 
-    alpha: inner step size. sigma: σ > 0. noise: (outer, inner) as above. batch: see `adapt`. The loss may have jumps and
-    plateaus. Raises ValueError if noise has other shapes than these.
+    alpha: inner step size. sigma: σ > 0. noise: (outer, inner) as above. batch: see `adapt`. The loss may have jumps
+    and plateaus. Raises ValueError if noise has other shapes than these.
     """
     theta, (outer, inner) = check_noise(theta, support, query, noise, steps, sigma)
     with recording(False):
@@ -62,9 +62,9 @@ def es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, batch=No
 def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, hessian=True, batch=None):
     """(mean of L_q over the population around U(θ), the chain rule's estimate of the meta-gradient).
 
-    v = ESGrad L_q(θ_K), then v ← v − α ESHess L_s(θ_j) v for j = K − 1 ... 0, as MAML does: 2n + 2 steps·K losses a task,
-    where zero order takes 2n (1 + 2 steps·K). ESGrad and ESHess of a step share their losses.
-    hessian=False leaves the brackets out (the paper's FO-NoHessian). Otherwise as `es_maml`; ESHess takes 2 draws or more.
+    v = ESGrad L_q after the last step, then, back through the steps, v ← v − α ESHess L_s(θ_j) v as in MAML. ESGrad and
+    ESHess of a step share their losses: 2n + 2 steps·K of them a task, where zero order takes 2n (1 + 2 steps·K).
+    hessian=False leaves the brackets out (the paper's FO-NoHessian). ESHess takes 2 draws or more. Else as `es_maml`.
     """
     theta, (outer, inner) = check_noise(theta, support, query, noise, steps, sigma)
     if hessian and inner[0].shape[2] < 2:
@@ -86,7 +86,7 @@ def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noi
 
 
 def es_grad(f, x, noise, sigma):
-    """(f of the population, (tasks, m, 2n); ESGrad f at every point, like x): Σ_j f(x + σ h_j) h_j / 2nσ, mirrored h."""
+    """(f of the population, (tasks, m, 2n); ESGrad f = Σ_j f(x + σ h_j) h_j / 2nσ at every point, like x)."""
     (tasks, m), noise = x[0].shape[:2], mirrored(noise)
     n = noise[0].shape[1]
     population = [x_i[:, :, None] + sigma * h[:, None] for x_i, h in zip(x, noise)]
@@ -173,7 +173,7 @@ def check_noise(theta, support, query, noise, steps, sigma):
     found = [[h.shape for h in part] for part in noise]
     if found != [[(tasks, *n, *s) for s in shapes], [(tasks, steps, *k, *s) for s in shapes]] or 0 in n + k:
         raise ValueError(
-            f"noise is (outer, inner), for parameters {shapes} outer arrays ({tasks}, n, *shape) and inner ones ({tasks},"
-            f" {steps}, K, *shape), as draw_noise makes them; got {found[0]} and {found[1]}"
+            f"noise is (outer, inner), for parameters {shapes} outer arrays ({tasks}, n, *shape) and inner ones"
+            f" ({tasks}, {steps}, K, *shape), as draw_noise makes them; got {found[0]} and {found[1]}"
         )
     return theta, noise

@@ -3,7 +3,7 @@
 Training on a task walks over its loss surface, from γ₀ at θ to γ_K at φ. The way's length (p = 1) or energy (p = 2):
 
     γ_i = (θ_i, f(θ_i)),   θ₀ = θ,   θ_{i+1} = θ_i − α ∇f(θ_i)        K steps, so K segments
-    d(θ) = Σ_{i<K} ‖γ_{i+1} − γ_i‖ᵖ                                   f: the loss on the support, or on that step's batch
+    d(θ) = Σ_{i<K} ‖γ_{i+1} − γ_i‖ᵖ                                  f: the loss on the support, or on that step's batch
 
 A θ that starts on a solution has d = 0 and has learned nothing: the way must not end higher than it did. Leap keeps
 that by pulling forward: the end γ̄_{i+1} of every segment stays where the present θ has led, and only its start γ_i
@@ -14,7 +14,7 @@ follows θ. With J_i = ∂θ_i/∂θ, the gradient of the mean over tasks of Σ 
 and J_i is taken as the identity, which is first order: gradients on the way, no Hessian, memory flat in the steps.
 Energy without the loss coordinate f is Σ −2 Δθ_i = 2 (θ − φ): Reptile, twice.
 
-The stabiliser: where a step went uphill, Δf_i > 0, the equation would pull θ up too; −|Δf_i| in its place pulls it down.
+The stabiliser: where a step went uphill, Δf_i > 0, the equation would pull θ up too; −|Δf_i| instead pulls it down.
 
 The authors' code differs. It meets each minibatch once, so that K of them give K − 1 segments; the two losses of a
 segment come from different minibatches, where here both are of the batch that made the step, for one forward pass
