@@ -104,6 +104,8 @@ def test_the_transform_turns_moves_and_scales(characters):
     moved = transformed(move=(3.0, -2.0))
     np.testing.assert_array_equal(moved[3:, :-2], image[0, :-3, 2:])
     assert not moved[:3].any() and not moved[:, -2:].any()
+    inked = benchmark.affine(Fixed(0.0, (3.0, -2.0), 1.0), s, np.full((1, 28, 28), 255, np.uint8))[0, ..., 0]
+    assert (inked[3:, :-2] == 1).all() and inked.sum() == 25 * 26  # paper comes in from beyond the border
     dot = np.zeros((1, 28, 28), np.uint8)
     dot[0, 10:18, 10:18] = 255
     for scale, side in ((2.0, 16), (0.5, 4)):
