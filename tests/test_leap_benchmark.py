@@ -247,6 +247,16 @@ def test_bad_options_get_one_line_and_status_2(small, capsys):
         assert not out and err.count("\n") == 1 and "error: " in err
 
 
+def test_a_method_learns_from_the_first_alphabets_and_is_tested_on_others(monkeypatch):
+    s, seen = tiny(alphabets=(1, 3)), []
+    monkeypatch.setattr(benchmark, "train", lambda s, method, images, seed: (method, list(images), seed))
+    monkeypatch.setattr(benchmark, "learning_curve", lambda s, *arguments: seen.append(arguments) or [float(len(seen))])
+    curves = benchmark.run(s, ["leap", "none"], [(5, ("test 5", "abcd")), (6, ("test 6", "efgh"))])
+    assert curves == {"leap": {1: [[1.0], [4.0]], 3: [[2.0], [5.0]]}, "none": {1: [[3.0], [6.0]], 3: [[3.0], [6.0]]}}
+    assert [theta[1] for theta, *_ in seen] == [list(x) for x in ("a", "abc", "a", "e", "efg", "e")]
+    assert [(theta[2], test, seed) for theta, test, seed in seen[::3]] == [(5, "test 5", 5), (6, "test 6", 6)]
+
+
 def test_too_few_alphabets_are_an_error(characters):
     with pytest.raises(ValueError, match="glyphs has 12 alphabets of 20 characters or more, but 13 are needed"):
         benchmark.test_and_training(tiny(alphabets=(1, 3)), characters, 0)
@@ -256,11 +266,16 @@ def test_too_few_alphabets_are_an_error(characters):
         assert not any(np.array_equal(alphabet, other) for other in test)
 
 
-def test_training_stops_at_the_first_number_that_is_none(small, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "QUICK", tiny(alpha=1e30))
+def test_a_method_that_stops_does_not_take_the_others_with_it(small, capsys, monkeypatch):
+    monkeypatch.setattr(report, "pyplot", lambda: None)
+    monkeypatch.setattr(benchmark, "QUICK", tiny(beta=dict(reptile=1e38)))
     with np.errstate(all="ignore"):
-        assert small("--methods", "reptile") == 1
-    assert "stopped: Reptile, iteration 0" in capsys.readouterr().err
+        assert small("--methods", "reptile", "none") == 1
+        out, err = capsys.readouterr()
+        assert (
+            err.count("stopped: Reptile, iteration 1") == 1 and "none" in out and "  Reptile" not in out.split("pub")[0]
+        )
+        assert small("--methods", "reptile") == 1 and not capsys.readouterr().out.count("published")
 
 
 def test_help_says_what_it_reproduces():

@@ -5,8 +5,8 @@ Training on a task walks over its loss surface, from γ₀ at θ to γ_K at φ. 
     γ_i = (θ_i, f(θ_i)),   θ₀ = θ,   θ_{i+1} = θ_i − α ∇f(θ_i)        K steps, so K segments
     d(θ) = Σ_{i<K} ‖γ_{i+1} − γ_i‖ᵖ                                  f: the loss on the support, or on that step's batch
 
-A θ that starts on a solution has d = 0 and has learned nothing: the way must not end higher than it did. Leap keeps
-that by pulling forward: the end γ̄_{i+1} of every segment stays where the present θ has led, and only its start γ_i
+On a plateau nothing moves and d = 0, so a short way is worth something only if it ends no higher than it did. Leap sees
+to that by pulling forward: the end γ̄_{i+1} of every segment stays where the present θ has led, and only its start γ_i
 follows θ. With J_i = ∂θ_i/∂θ, the gradient of the mean over tasks of Σ ‖γ̄_{i+1} − γ_i‖ᵖ is
 
     −p Σ_{i<K} J_iᵀ (Δf_i ∇f(θ_i) + Δθ_i) ‖γ̄_{i+1} − γ_i‖ᵖ⁻²,        Δf_i = f(θ_{i+1}) − f(θ_i),  Δθ_i = θ_{i+1} − θ_i
