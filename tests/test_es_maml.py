@@ -40,7 +40,7 @@ def orthogonal(rng, *axes, size=3):
 
 def noise_for(theta, tasks=3, steps=2, perturbations=4, queries=3, seed=0):
     rng = np.random.default_rng(seed)
-    return tm.meta.draw_noise(rng, theta, tasks, steps=steps, perturbations=perturbations, queries=queries)
+    return tm.meta.draw_es_noise(rng, theta, tasks, steps=steps, perturbations=perturbations, queries=queries)
 
 
 # ---- exact -----------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_a_staircase_can_be_descended():
     with pytest.raises(ValueError, match="does not depend on any parameter"):
         tm.meta.maml(stairs, theta, centres, centres, alpha=0.01, steps=1)
     for _ in range(60):
-        noise = tm.meta.draw_noise(rng, theta, 2, steps=1, perturbations=16, queries=8)
+        noise = tm.meta.draw_es_noise(rng, theta, 2, steps=1, perturbations=16, queries=8)
         arguments = dict(alpha=0.01, steps=1, sigma=0.3, noise=noise)
         _, meta_grad = tm.meta.es_maml(stairs, theta, centres, centres, **arguments)
         theta = tm.stop_gradient(tm.solvers.sgd(theta, meta_grad, lr=0.02)[0])

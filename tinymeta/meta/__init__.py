@@ -5,4 +5,4 @@ from .maml import fomaml, maml
 from .reptile import reptile
 from .leap import leap
 from .imaml import imaml, implicit_gradient, proximal
-from .es_maml import draw_noise, es_maml, first_order_es_maml
+from .es_maml import draw_es_noise, es_maml, first_order_es_maml

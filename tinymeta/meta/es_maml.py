@@ -15,7 +15,7 @@ that all even powers of h, f(x) first, drop out of ESGrad exactly. Which gives M
 The paper maximises rewards: f = −L turns its ascent θ + α ∇f̃ into this descent, and its I + α ∇²f̃ into I − α ∇²L̃_s.
 
 A population is one more stack. `loss` meets all of it in one call, tasks × population as its first axis: every member
-with parameters of its own, and the data of its task repeated. Noise comes from outside (`draw_noise`), the tasks first
+with parameters of its own, and the data of its task repeated. Noise comes from outside (`draw_es_noise`), the tasks first
 like all data: outer (tasks, n, *shape), inner (tasks, steps, K, *shape) for every parameter. All members of the outer
 population meet the same inner noise, so that U is one function, and nothing but their places tells two of them apart.
 """
@@ -27,7 +27,7 @@ from ..tensor import Tensor, recording
 from .adapt import check, count_tasks, numbers, parameters
 
 
-def draw_noise(rng, theta, tasks, *, steps, perturbations, queries):
+def draw_es_noise(rng, theta, tasks, *, steps, perturbations, queries):
     """(outer, inner) standard normal noise from rng, a np.random.Generator: two lists of arrays like theta.
 
     perturbations: n, draws around θ (around U(θ) in first order); the query loss is asked for 2n times a task.
@@ -174,6 +174,6 @@ def check_noise(theta, support, query, noise, steps, sigma):
     if found != [[(tasks, *n, *s) for s in shapes], [(tasks, steps, *k, *s) for s in shapes]] or 0 in n + k:
         raise ValueError(
             f"noise is (outer, inner), for parameters {shapes} outer arrays ({tasks}, n, *shape) and inner ones"
-            f" ({tasks}, {steps}, K, *shape), as draw_noise makes them; got {found[0]} and {found[1]}"
+            f" ({tasks}, {steps}, K, *shape), as draw_es_noise makes them; got {found[0]} and {found[1]}"
         )
     return theta, noise
