@@ -15,9 +15,9 @@ that all even powers of h, f(x) first, drop out of ESGrad exactly. Which gives M
 The paper maximises rewards: f = −L turns its ascent θ + α ∇f̃ into this descent, and its I + α ∇²f̃ into I − α ∇²L̃_s.
 
 A population is one more stack. `loss` meets all of it in one call, tasks × population as its first axis: every member
-with parameters of its own, and the data of its task repeated. Noise comes from outside (`draw_es_noise`), the tasks first
-like all data: outer (tasks, n, *shape), inner (tasks, steps, K, *shape) for every parameter. All members of the outer
-population meet the same inner noise, so that U is one function, and nothing but their places tells two of them apart.
+with parameters of its own, and the data of its task repeated. Noise comes from outside (`draw_es_noise`), the tasks
+first like all data: outer (tasks, n, *shape), inner (tasks, steps, K, *shape) for every parameter. All members of the
+outer population meet the same inner noise, so that U is one function, and only their places tell two of them apart.
 """
 
 import numpy as np
