@@ -27,4 +27,6 @@ from .meta_sgd import init_meta_sgd, meta_sgd, split
 from .anil import anil
 from .dropout import draw_noise, dropout
 from .reptile import reptile
+from .leap import leap
 from .imaml import imaml, implicit_gradient, proximal
+from .es_maml import draw_es_noise, es_maml, first_order_es_maml

@@ -77,19 +77,28 @@ def parameters(name, xs):
 
 def task_losses(loss, phi, data):
     """loss(phi, data), which must be one number per task and depend on φ."""
-    name, tasks = getattr(loss, "__name__", "the loss"), len(phi[0])
-    losses = loss(phi, data)
-    if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
-        raise ValueError(
-            f"{name} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one loss per"
-            " task: reduce over examples and features, not over the first axis"
-        )
+    losses = numbers(loss, phi, data)
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(
-            f"{name} does not depend on any parameter, so there is nothing to learn: does it use the parameters that it"
-            " is given, and tm ops all the way (no .data, .item or stop_gradient)?"
+            f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the"
+            " parameters that it is given, and tm ops all the way (no .data, .item or stop_gradient)?"
         )
     return losses
+
+
+def numbers(loss, phi, data):
+    """loss(phi, data), which must be one number per task."""
+    losses, tasks = loss(phi, data), len(phi[0])
+    if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
+        raise ValueError(
+            f"{name_of(loss)} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one"
+            " loss per task: reduce over examples and features, not over the first axis"
+        )
+    return losses
+
+
+def name_of(loss):
+    return getattr(loss, "__name__", "the loss")
 
 
 def count_tasks(*data):
