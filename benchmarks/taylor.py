@@ -16,10 +16,10 @@ a task agree:
 
     E g = c₀ AvgGrad − c₁ α AvgGradInner + O(α²)        c₀ = 1, 1, k,   c₁ = 2 (k − 1), k − 1, ½ k (k − 1)
 
-Second experiment: c₀ and c₁ by regression. A draw is a wave, a pool of its minibatches and random sequences of k of them
-without replacement. AvgGrad and AvgGradInner are means over the whole pool and all its ordered pairs, so they carry no
-error that would pull the coefficients toward 0. Each draw is seen at α and at −α: what is odd in α is then the first
-order, freed of the scatter of ḡ and of α².
+Second experiment: c₀ and c₁ by regression. A draw is a wave, a pool of its minibatches and random sequences of k of
+them without replacement. AvgGrad and AvgGradInner are means over the whole pool and all its ordered pairs: an error in
+them would pull the coefficients toward 0. Each draw is seen at α and at −α: what is odd in α is then the first order,
+freed of the scatter of ḡ and of α².
 
 Takes half a minute on one core, in float64, on a tanh network.
 """
