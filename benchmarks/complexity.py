@@ -97,9 +97,8 @@ def peak(f, *args):
     gc.collect()  # or it might come in the middle and hide some
     tracemalloc.start()
     try:
-        before = tracemalloc.get_traced_memory()[0]
         f(*args)
-        return tracemalloc.get_traced_memory()[1] - before
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
