@@ -192,6 +192,27 @@ def test_the_complexity_table(monkeypatch):
         assert row["imaml"]["memory"] < row["truncated"]["memory"] < row["gd"]["memory"]
 
 
+def test_errors_in_closed_form(monkeypatch):
+    """φ_k = φ* + Mᵏ (θ − φ*), M = 1 − α (a + λ), and its Jacobian λ / (a + λ) (1 − Mᵀ), T steps back; all k give Mᵏ more.
+
+    A rough solution, so that what the last steps leave out shows.
+    """
+    for name, value in (("FEATURES", 30), ("D_DELTA", 5.0), ("ONE_EPS", 2.0)):
+        monkeypatch.setattr(complexity, name, value)
+    row = complexity.on_quadratic(20, seed=3)
+    rng, curvature = np.random.default_rng(3), np.geomspace(1, 20, 30)
+    centre, target, theta = (rng.standard_normal(30) for _ in range(3))
+    solution = ((curvature - 1) * centre + theta) / curvature
+    exact = (solution - target) / curvature
+    m, k, t = 1 - 2 / 21 * curvature, row["gd"]["gradients"], row["truncated"]["products"]
+    assert 0 < t < k
+    g = solution + m**k * (theta - solution) - target
+    jacobians = {"gd": (1 - m**k) / curvature + m**k, "truncated": (1 - m**t) / curvature}
+    for name, jacobian in jacobians.items():
+        expected = np.linalg.norm(jacobian * g - exact) / np.linalg.norm(exact)
+        assert row[name]["error"] == pytest.approx(expected, rel=1e-9), name
+
+
 def test_steps_to_delta_are_the_first_that_reach_it():
     """With one curvature, 1, and κ = 3, α = ½ halves the distance: 7 steps to a hundredth. Nesterov's by iteration."""
     theta = [tm.Tensor(np.array([1.0, -2.0]))]
