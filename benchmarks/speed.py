@@ -37,7 +37,8 @@ from tinymeta.program import Plan
 from tinymeta.tasks import episodes, glyphs, sinusoid
 
 PAUSE = 0.03  # seconds: OpenBLAS's threads spin for so long after a product
-TOLERANCE = 2e-3  # of a parameter's gradient, relative in norm to float64
+TOLERANCE = 1e-3  # of a parameter's gradient, relative in norm to float64
+DRAWS = 5  # of data, on one of which a contestant must agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Workload:
         """(theta, support, query): float32, or the same values in float64."""
         rng = np.random.default_rng([seed, 3])
         if self.network == "mlp":
-            theta = tm.nn.init_mlp(rng, (1, 40, 40, 1))
+            theta = tm.nn.init_mlp(rng, (1, 40, 40, 1), gain=1.0)
             support, query = sinusoid.training_batch(rng, self.tasks, 10)
         else:
-            theta = tm.nn.init_convnet(rng, self.ways, self.filters)
+            theta = tm.nn.init_convnet(rng, self.ways, self.filters, scale=2**0.5)
             support, query = episodes.draw_episodes(rng, characters(), self.tasks, self.ways, 1, 1)
         cast = lambda x: x.astype(dtype) if x.dtype.kind == "f" else x
         return [cast(t.data) for t in theta], tuple(map(cast, support)), tuple(map(cast, query))
@@ -78,17 +79,17 @@ IMAML = dict(algorithm="imaml", network="convnet", steps=5, alpha=0.1, lam=2.0, 
 WORKLOADS = {
     "sinusoid-maml-1": Workload("maml", **SINUSOID, steps=1, alpha=0.01),
     "sinusoid-maml-5": Workload("maml", **SINUSOID, steps=5, alpha=0.01),
-    "sinusoid-imaml": Workload("imaml", **SINUSOID, steps=16, alpha=0.001, lam=10.0, cg_steps=5),
+    "sinusoid-imaml": Workload("imaml", **SINUSOID, steps=16, alpha=0.001, lam=100.0, cg_steps=5),
     "omniglot-maml-8": Workload("maml", **OMNIGLOT, tasks=8),
     "omniglot-fomaml-8": Workload("fomaml", **OMNIGLOT, tasks=8),
     "omniglot-imaml-8": Workload(**IMAML, tasks=8),
     "omniglot-maml-32": Workload("maml", **OMNIGLOT, tasks=32),
     "omniglot-fomaml-32": Workload("fomaml", **OMNIGLOT, tasks=32, compile=False),
     "omniglot-imaml-32": Workload(**IMAML, tasks=32, compile=False),
-    "omniglot-20way": Workload("maml", "convnet", tasks=2, steps=5, alpha=0.4, ways=20, compile=False),
+    "omniglot-20way": Workload("maml", "convnet", tasks=2, steps=5, alpha=0.1, ways=20, compile=False),
 }
 GROWTH = {"steps": (1, 5, 10, 20), "tasks": (1, 8, 32, 64), "ways": (5, 10, 20, 50)}
-GROWTH_BASE = Workload("maml", "convnet", tasks=4, steps=1, alpha=0.1)
+GROWTH_BASE = Workload("maml", "convnet", tasks=4, steps=1, alpha=0.05)
 GROWING = "tinymeta-eager", "tinymeta-sharded", "torch-hand-conv", "jax-map-patches"
 
 
@@ -103,24 +104,32 @@ def disagreement(grads, reference):
     return float(worst) if np.isfinite(worst) else np.inf
 
 
-def references(w, seed):
-    """(query loss, meta_grad) of our eager engine in float64, and in float32."""
-    f = tinymeta_peer.meta_step(w)
-    for dtype in (np.float64, np.float32):
-        theta, *data = w.arrays(seed, dtype)
-        yield tinymeta_peer.to_numpy("", w, f([tm.Tensor(t) for t in theta], *data))
+@functools.cache
+def reference(w, seed, dtype):
+    """[query loss, *meta_grad] of our eager engine."""
+    theta, *data = w.arrays(seed, dtype)
+    query_loss, grads = tinymeta_peer.to_numpy("", w, tinymeta_peer.meta_step(w)([tm.Tensor(t) for t in theta], *data))
+    return [query_loss, *grads]
 
 
-def check(name, library, w, result, wanted):
-    """The disagreement with the float64 and the float32 reference; ValueError beyond TOLERANCE."""
-    query_loss, grads = library.to_numpy(name, w, result)
-    errors = [disagreement([query_loss, *grads], [loss, *reference]) for loss, reference in wanted]
-    if max(errors) > TOLERANCE:
-        raise ValueError(
-            f"{name} computes something else: its gradient is off by {errors[0]:.2g} of our float64's and by"
-            f" {errors[1]:.2g} of our float32's, more than the {TOLERANCE} that rounding may take"
-        )
-    return errors
+def check(name, library, w, bind, seed):
+    """The disagreement with our eager engine in float64 and in float32. ValueError beyond TOLERANCE on all of DRAWS.
+
+    In one draw of data a unit may lie so near to relu's kink that rounding decides which side it is on, and then the
+    gradients differ by a hundredth; a wrong formula is wrong in all of them.
+    """
+    found = []
+    for draw in range(seed, seed + DRAWS):
+        query_loss, grads = library.to_numpy(name, w, bind(*w.arrays(draw))())
+        errors = [disagreement([query_loss, *grads], reference(w, draw, t)) for t in (np.float64, np.float32)]
+        if errors[0] <= TOLERANCE:
+            return errors
+        found.append(errors)
+    errors = min(found)
+    raise ValueError(
+        f"{name} computes something else than {w.algorithm}: its gradient is off by {errors[0]:.2g} of our float64's"
+        f" and by {errors[1]:.2g} of our float32's; rounding may take {TOLERANCE}"
+    )
 
 
 # ---- the race --------------------------------------------------------------------------------------------------------
@@ -139,12 +148,11 @@ def timed(step, library, threads, seconds=0.0, calls=1):
 
 def race(w, contestants, seed, rounds, patience):
     """{name: times and what else is known}: all in turn, `rounds` times, or 3 times and until `patience` seconds."""
-    arrays, wanted = w.arrays(seed), list(references(w, seed))
-    steps, results, spent = {}, {}, {}
+    arrays, steps, results, spent = w.arrays(seed), {}, {}, {}
     for name, (library, choices) in contestants.items():
-        step = library.build(name, w, *arrays)
-        errors = check(name, library, w, step(), wanted)
-        steps[name] = step
+        bind = library.build(name, w)
+        errors = check(name, library, w, bind, seed)
+        step = steps[name] = bind(*arrays)
         tried = {n: min(timed(step, library, n) for _ in range(3)) for n in choices}
         threads = min(tried, key=tried.get)
         results[name] = {"threads": threads, "errors": errors, "times": []}
@@ -252,7 +260,7 @@ def alone(contestant, workload, seed, calls):
     arrays, choices = w.arrays(seed), library.contestants(w)[contestant]
     with library.threads(choices[-1]):
         before, steps = resident(), []
-        first, first_peak = peak(lambda: (steps.append(library.build(contestant, w, *arrays)), steps[0]()))
+        first, first_peak = peak(lambda: (steps.append(library.build(contestant, w)(*arrays)), steps[0]()))
         times = []
         _, steady_peak = peak(lambda: times.extend(timed(steps[0], library, choices[-1]) for _ in range(calls)))
     above = [None if p is None else p - before for p in (first_peak, steady_peak)]
@@ -312,9 +320,13 @@ def table(name, w, results, ground):
         spread = f"{milliseconds(r['low'])}{milliseconds(r['high'])}"
         own = f"{cell(r.get('first'), '>8.2f')}{cell(r.get('first_mb'))}{cell(r.get('steady_mb'))}"
         threads = r["threads"] or "its own"
-        lines.append(f"{contestant:22}{milliseconds(r['median'])}{spread}{ratio}{threads:>9}{own}   {r['errors'][0]:.1g}")
+        lines.append(
+            f"{contestant:22}{milliseconds(r['median'])}{spread}{ratio}{threads:>9}{own}   {r['errors'][0]:.1g}"
+        )
     ratio = f"{ground['median'] / results[unit]['median']:7.2f}" if unit else ""
-    work = f"{ground['products']} products, {ground['gflop']:.3g} GFLOP, {ground['gflop'] / ground['median']:.0f} GFLOP/s"
+    work = (
+        f"{ground['products']} products, {ground['gflop']:.3g} GFLOP, {ground['gflop'] / ground['median']:.0f} GFLOP/s"
+    )
     lines.append(f"{'floor':22}{milliseconds(ground['median'])}{'':18}{ratio}   {work}, {ground['how']}")
     return "\n".join(lines)
 
@@ -375,7 +387,9 @@ def entrants(w, found, wanted):
 
 
 def smaller(w):
-    return dataclasses.replace(w, filters=8, tasks=min(w.tasks, 2), ways=min(w.ways, 5), steps=min(w.steps, 2), compile=False)
+    return dataclasses.replace(
+        w, filters=8, tasks=min(w.tasks, 2), ways=min(w.ways, 5), steps=min(w.steps, 2), compile=False
+    )
 
 
 def best_forms(results):

@@ -1,8 +1,9 @@
 """The contestants of benchmarks/speed.py: the same meta-gradients, a file for each library.
 
 A file has `contestants(w)`, the names of its forms for a workload w, with the numbers of threads that each may choose
-from; `build(name, w, theta, support, query)`, from NumPy arrays to `step() -> (query loss, meta_grad)`, which waits for
-its results, and `to_numpy`, which brings these into the layout of theta; and `threads(n)`, a context.
+from; `build(name, w)`, whose result takes theta, support and query as NumPy arrays to `step() -> (query loss,
+meta_grad)`, which waits for its results; `to_numpy`, which brings these into the layout of theta; and `threads(n)`, a
+context.
 """
 
 from importlib import import_module

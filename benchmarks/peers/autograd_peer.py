@@ -1,9 +1,9 @@
-"""HIPS autograd: NumPy with a tape, a task axis by hand. Its own convolution has no stride, so there are only patches."""
+"""HIPS autograd: NumPy with a tape, the task axis by hand. Its own convolution has no stride: there are only patches."""
 
 import autograd.numpy as np
 from autograd import grad, make_vjp, value_and_grad
 
-from .tinymeta_peer import threads  # the same NumPy, the same BLAS
+from .tinymeta_peer import threads  # noqa: F401: the same NumPy, the same BLAS
 
 
 def contestants(w):
@@ -97,9 +97,9 @@ def conjugate_gradients(w, hvp, b):
     return x
 
 
-def build(name, w, theta, support, query):
+def build(name, w):
     loss = mse if w.network == "mlp" else cross_entropy
-    return lambda: meta_step(w, loss, theta, support, query)
+    return lambda *arrays: lambda: meta_step(w, loss, *arrays)
 
 
 def to_numpy(name, w, result):

@@ -118,12 +118,16 @@ def conjugate_gradients(w, hvp, b):
     return x
 
 
-def build(name, w, theta, support, query):
+def build(name, w):
     network = mlp if w.network == "mlp" else partial(convnet, own if name.endswith("conv") else patches)
     loss = partial(mse if w.network == "mlp" else cross_entropy, network)
     step = meta_step(w, loss, name.split("-")[1])
-    theta, support, query = jax.tree.map(jnp.asarray, (list(theta), support, query))
-    return lambda: jax.block_until_ready(step(theta, support, query))
+
+    def bind(*arrays):
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        return lambda: jax.block_until_ready(step(*arrays))
+
+    return bind
 
 
 def to_numpy(name, w, result):

@@ -32,14 +32,18 @@ def compiled(w, shards=1):
     return tm.compile(meta_step(w), tasks=["support", "query"], shards=shards)
 
 
-def build(name, w, theta, support, query):
-    theta = [tm.Tensor(t) for t in theta]
+def build(name, w):
     f = {
         "tinymeta-eager": meta_step,
         "tinymeta-compiled": compiled,
         "tinymeta-sharded": lambda w: compiled(w, shards=2),
     }[name](w)
-    return lambda: f(theta, support, query)
+
+    def bind(theta, support, query):
+        theta = [tm.Tensor(t) for t in theta]
+        return lambda: f(theta, support, query)
+
+    return bind
 
 
 def to_numpy(name, w, result):
