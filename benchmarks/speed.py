@@ -100,7 +100,7 @@ def disagreement(grads, reference):
     """The largest ‖g − r‖ / ‖r‖ of a parameter; infinity where shapes differ or a value is not finite."""
     if [np.shape(g) for g in grads] != [r.shape for r in reference]:
         return np.inf
-    worst = max(np.linalg.norm(g - r) / np.linalg.norm(r) for g, r in zip(grads, reference))
+    worst = np.max([np.linalg.norm(g - r) / np.linalg.norm(r) for g, r in zip(grads, reference)])
     return float(worst) if np.isfinite(worst) else np.inf
 
 
@@ -271,7 +271,7 @@ def alone(contestant, workload, seed, calls):
 def in_a_process(contestant, w, seed, calls=3):
     command = [sys.executable, "-m", "benchmarks.speed", "--alone", contestant, json.dumps(dataclasses.asdict(w))]
     command += ["--seed", str(seed), "--rounds", str(calls)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{contestant}, in a process of its own: {result.stderr.strip() or result.returncode}")
     return json.loads(result.stdout.splitlines()[-1])

@@ -1,9 +1,9 @@
-"""HIPS autograd: NumPy with a tape, the task axis by hand. Its own convolution has no stride: there are only patches."""
+"""HIPS autograd: NumPy with a tape, the task axis by hand. Its own convolution has no stride: only patches."""
 
 import autograd.numpy as np
 from autograd import grad, make_vjp, value_and_grad
 
-from .tinymeta_peer import threads  # noqa: F401: the same NumPy, the same BLAS
+from .tinymeta_peer import threads  # noqa: F401
 
 
 def contestants(w):
