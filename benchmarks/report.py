@@ -7,11 +7,14 @@ import platform
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from tinymeta.tasks.omniglot import write_whole
+
+PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
 
 def parser(description, epilog):
@@ -69,10 +72,10 @@ def require_finite(name, iteration, loss, params):
 def write_json(path, figures, settings, seconds):
     """The record of a run: what was measured, with what, on what, from which commit. seconds: {what: how many}."""
     versions = {}
-    for package in ("numpy", "matplotlib", "tqdm"):
+    for package in PACKAGES:
         try:
-            versions[package] = __import__(package).__version__
-        except ImportError:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             pass
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     record = {
