@@ -211,17 +211,17 @@ def floor(w, seed, rounds):
 def profile(w, seed, calls=10):
     """The kernels of our compiled step, unsharded: [(seconds, calls, op, shape)] of one step, the longest first."""
     theta, *data = w.arrays(seed)
-    program = tinymeta_peer.compiled(w).program(theta, *data)
-    plan, computed = Plan(program), [n for n in program.nodes if n.computed]
+    plan = Plan(tinymeta_peer.compiled(w).program(theta, *data))
     values = [*theta, *data[0], *data[1]]
     plan(values)
     seconds = {}
     for _ in range(calls):
         for i, array in plan.arguments:
             np.copyto(array, values[i])
-        for n, call in zip(computed, plan.calls, strict=True):
+        for n, kernel in plan.kernels:
             start = time.perf_counter()
-            call()
+            for call in kernel:
+                call()
             key = n.op, " ".join(map(str, [*(x.shape for x in n.inputs), "->", n.shape]))
             total, count = seconds.get(key, (0.0, 0))
             seconds[key] = total + time.perf_counter() - start, count + 1

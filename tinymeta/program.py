@@ -255,18 +255,19 @@ class Plan:
                 if n.place is None:  # without the pass `reuse`
                     n.place = n.over.place if n.over else len(sizes)
                 sizes[n.place] = max(sizes.get(n.place, 0), n.nbytes)
-        self.calls = []
+        self.kernels = []  # [(node, its calls)], for whoever wants to time them
         for n in program.nodes:
             inputs = [arrays[x] for x in n.inputs]
             if n.computed:
                 if n.place not in buffers:
                     buffers[n.place] = np.empty(sizes[n.place], np.uint8)
                 arrays[n] = buffers[n.place][: n.nbytes].view(n.dtype).reshape(n.shape)
-                self.calls += bind(n.kernel, inputs, arrays[n])
+                self.kernels.append((n, bind(n.kernel, inputs, arrays[n])))
             elif n.view:
                 arrays[n] = n.kernel(*inputs)
             else:
                 arrays[n] = n.array if n.constant else np.empty(n.shape, n.dtype)
+        self.calls = [call for _, calls in self.kernels for call in calls]
         self.arguments = [(n.argument, arrays[n]) for n in program.nodes if n.argument is not None]
         self.outputs, self.tree, self.buffers = [arrays[y] for y in program.outputs], program.tree, buffers.values()
 
