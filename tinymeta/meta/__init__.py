@@ -4,3 +4,5 @@ from .adapt import adapt
 from .maml import fomaml, maml
 from .reptile import reptile
 from .imaml import imaml, implicit_gradient, proximal
+from .shrinkage import precisions, shrinkage
+from .hypergradient import hypergradient

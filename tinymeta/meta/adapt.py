@@ -12,18 +12,24 @@ they are. What they return: (query loss, meta_grad), means over tasks, all leave
 subtracts. θ itself is never changed.
 """
 
+from functools import partial
+
 from ..ops import broadcast_to
 from ..solvers import gradient_descent, sgd
 from ..tensor import FLOATS, Tensor, ancestors, describe, stop_gradient
 
 
-def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd):
+def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd, solve=None):
     """φ ← φ − α ∇L_support(φ) from φ = θ, `steps` times, for every task: returns φ, stacked over tasks.
 
     create_graph=True: φ is a differentiable function of θ. Otherwise φ is a leaf.
     batch(support, step): the data of that step, for inner minibatches; the whole support by default.
     rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
+    solve: solve(objective, phi, lr=alpha, steps=steps) -> phi takes the place of these steps, for φ as a leaf; e.g.
+    partial(tm.solvers.hessian_free, cg_steps=5). objective(phi, step) -> (tasks,); for one of your own see `imaml`.
     """
+    if create_graph and solve:
+        raise ValueError("adapt: create_graph=True differentiates gradient descent's steps; leave solve out")
     theta, tasks = parameters("theta", theta), count_tasks(support)
     phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
     if not create_graph:
@@ -32,7 +38,8 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     def support_loss(phi, step):
         return task_losses(loss, phi, batch(support, step) if batch else support)
 
-    return gradient_descent(support_loss, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
+    solve = solve or partial(gradient_descent, rule=rule, create_graph=create_graph)
+    return solve(support_loss, phi, lr=alpha, steps=steps)
 
 
 def check(theta, support, query):
