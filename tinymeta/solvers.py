@@ -95,7 +95,8 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
 
         loss(φ + t d) ≤ loss(φ) + 10⁻⁴ t ⟨∇loss(φ), d⟩        (Armijo 1966)
 
-    and 0 if none does, so no step ever raises a task's loss. Every step makes halvings + 1 trials of all tasks.
+    and 0 if none does, so no step ever raises a task's loss, but for its rounding: 4 ε |loss| more is let pass, or the
+    line search would end in the noise at √ε from the minimum. Every step makes halvings + 1 trials of all tasks.
     loss: as in `gradient_descent`. Martens's products are with the Gauss-Newton matrix and damped; here H is the
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
@@ -107,12 +108,13 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
         newton = cg(lambda v, g=g, phi=phi: vjp(g, phi, v), downhill, steps=cg_steps)
         at_once = equal(newton.iterations, 0)
         d = [where(per_task(at_once, x_i), d_i, x_i) for d_i, x_i in zip(downhill, newton.x)]
-        before, slope, t = stop_gradient(before), -dot(downhill, d), lr
-        phi, found = stop_gradient(phi), less(before, before)
+        rounding = 4 * np.finfo(before.dtype).eps * abs(before)
+        bound, slope, t = stop_gradient(before + rounding), -dot(downhill, d), lr
+        phi, found = stop_gradient(phi), less(bound, bound)
         start = phi
         for _ in range(halvings + 1):
             trial = stop_gradient([p + t * d_i for p, d_i in zip(start, d)])
-            enough = less_equal(loss(trial, k), before + 1e-4 * t * slope)
+            enough = less_equal(loss(trial, k), bound + 1e-4 * t * slope)
             first = enough & logical_not(found)
             phi = [where(per_task(first, p), trial_i, p) for trial_i, p in zip(trial, phi)]
             found, t = found | enough, t / 2

@@ -7,9 +7,9 @@ By the implicit function theorem on ∂L_T/∂w (w*(λ), λ) = 0 (Pedregosa 2016
 
     dF/dλ = ∂L_V/∂λ − v ∂²L_T/∂w∂λ,        v = ∂L_V/∂w [∂²L_T/∂w∂w]⁻¹
 
-The first term is the direct one, usually 0. For v, a linear solver needs products with the Hessian alone; the mixed term
-is one more product, the derivative of ⟨∂L_T/∂w, v⟩ with respect to λ. How w* was found doesn't enter. With L_T = L_s(w)
-+ c/2 ‖w − λ‖² the mixed term is −c v, and dF/dλ is iMAML's meta-gradient.
+The first term is the direct one, usually 0. For v, a linear solver needs nothing but products with the Hessian; the
+mixed term is one more product, the derivative of ⟨∂L_T/∂w, v⟩ with respect to λ. How w* was found doesn't enter.
+With L_T = L_s(w) + c/2 ‖w − λ‖² the mixed term is −c v, and dF/dλ is iMAML's meta-gradient.
 """
 
 from ..ops import mean, sum
@@ -27,8 +27,8 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     steps: Hessian-vector products. linear_solver: cg, or e.g. partial(cg, tol=1e-3) or partial(neumann, eta=0.1), whose
     η times the Hessian's eigenvalues must lie in (0, 2); its sum of `steps` terms is what back-propagation through as
     many gradient steps of size η, taken at w*, would give. No steps leave the direct term.
-    report=True appends the solver's `Solution`; without it a RuntimeWarning counts the tasks of negative curvature, which
-    are at no minimum, and whose v is as far as CG got.
+    report=True appends the solver's `Solution`; without it a RuntimeWarning counts the tasks of negative curvature,
+    which are at no minimum, and whose v is as far as CG got.
     """
     w, hyper = stop_gradient((parameters("w", w), parameters("hyper", hyper)))
     val_losses = task_losses(val_loss, w, hyper)

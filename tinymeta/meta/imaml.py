@@ -11,9 +11,10 @@ L_s at φ*:
 Conjugate gradients solve (I + H/λ) g = ∇L_q(φ*) with nothing but products H v. How φ* was found doesn't enter: no path
 is stored, no step is differentiated, and the memory is that of one Hessian-vector product, whatever the inner solver.
 
-λ may differ from parameter to parameter, Λ = diag(λ). I + Λ⁻¹H is not symmetric then, as CG needs it, but
+λ may differ from parameter to parameter, Λ = diag(λ). Then ∇F(θ) = (I + HΛ⁻¹)⁻¹ ∇L_q(φ*), whose matrix is not symmetric
+as CG needs it. This one is, and has the same eigenvalues:
 
-    (I + Λ^−½ H Λ^−½) y = Λ^½ ∇L_q(φ*),        ∇F(θ) = Λ^−½ y        is, with the same solution and eigenvalues.
+    (I + Λ^−½ H Λ^−½) y = Λ^−½ ∇L_q(φ*),        ∇F(θ) = Λ^½ y
 """
 
 import warnings
@@ -91,7 +92,7 @@ def per_parameter(lam, params):
 
 
 def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, linear_solver=cg, report=False):
-    """(mean of L_q(φ), mean of (I + Λ⁻¹H)⁻¹ ∇L_q(φ)), for a stack φ that solves the inner problem, however found.
+    """(mean of L_q(φ), mean of (I + HΛ⁻¹)⁻¹ ∇L_q(φ)), for a stack φ that solves the inner problem, however found.
 
     cg_steps: Hessian-vector products after the first residual; CG starts at ∇L_q(φ), so that 0 gives first-order MAML.
     damping: δ ≥ 0, in I + H/(λ + δ). Convnets with batch norm have negative curvature that no useful λ outweighs, and
@@ -100,7 +101,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     A task that meets negative curvature all the same counts with its first-order gradient ∇L_q(φ): near a singular
     system CG's iterates grow without bound, and one such task would drown the others.
     linear_solver: cg, or e.g. partial(cg, tol=1e-3) or partial(neumann, eta=0.5); the series converges if the
-    eigenvalues of η (I + Λ⁻¹H) lie in (0, 2). Called as linear_solver(matvec, b, steps=cg_steps, x0=b).
+    eigenvalues of η (I + HΛ⁻¹) lie in (0, 2). Called as linear_solver(matvec, b, steps=cg_steps, x0=b).
     report=True appends its `Solution`: each task's gradient x, residual (of the symmetric system), iterations and
     negative curvature. Without it a RuntimeWarning counts the tasks of negative curvature.
     Another one counts the tasks whose gradients or products are not finite.
@@ -118,10 +119,10 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
         products = vjp(g, phi, [v_i / root for v_i, root in zip(v, roots)])
         return [v_i + hv_i / root for v_i, hv_i, root in zip(v, products, roots)]
 
-    rooted = [root * b_i for root, b_i in zip(roots, b)]
-    solution = linear_solver(matvec, rooted, steps=cg_steps, x0=rooted)
+    scaled = [b_i / root for b_i, root in zip(b, roots)]
+    solution = linear_solver(matvec, scaled, steps=cg_steps, x0=scaled)
     negative = solution.negative_curvature
-    x = [where(per_task(negative, b_i), b_i, y_i / root) for b_i, y_i, root in zip(b, solution.x, roots)]
+    x = [where(per_task(negative, b_i), b_i, y_i * root) for b_i, y_i, root in zip(b, solution.x, roots)]
     solution = stop_gradient(solution._replace(x=x))
     if not report:
         warn_of_negative_curvature(

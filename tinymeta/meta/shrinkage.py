@@ -9,7 +9,7 @@ theorem on ∇L_s(φ*) + Λ (φ* − θ) = 0, with the Hessian H of L_s at φ*, 
 
     (H + Λ) ∂φ*/∂θ = Λ,      (H + Λ) ∂φ*/∂log σ_m² = λ_m (φ*_m − θ_m) in the rows of m, 0 elsewhere
 
-and with iMAML's x = (I + Λ⁻¹H)⁻¹ ∇L_q(φ*) = Λ (H + Λ)⁻¹ ∇L_q(φ*) of each task
+and with iMAML's x = (I + HΛ⁻¹)⁻¹ ∇L_q(φ*) = Λ (H + Λ)⁻¹ ∇L_q(φ*) of each task
 
     ∇_θ F = mean of x,         ∂F/∂log σ_m² = mean of ⟨x_m, φ*_m − θ_m⟩
 
@@ -43,7 +43,7 @@ def shrinkage(
     )
     if not report:
         consequence = "a σ² is too large for the inner problem to be convex; they count with first-order gradients"
-        warn_of_negative_curvature("shrinkage: I + Λ⁻¹H", solution, consequence)
+        warn_of_negative_curvature("shrinkage: I + HΛ⁻¹", solution, consequence)
     x, away = solution.x, [p - w for p, w in zip(phi, weights)]
     log_sigma2_bar = [mean(dot([x[i] for i in module], [away[i] for i in module])) for module in modules]
     result = stop_gradient((query_loss, [*weights_bar, *log_sigma2_bar]))
