@@ -74,11 +74,18 @@ def test_the_published_shape_appears(tiny):
             assert 0.4 < ours / values[step] < 2.5, (name, step)
 
 
-def test_the_errors_order_is_one_for_every_inner_solver(tiny):
-    orders = benchmark.errors_by_delta(*benchmark.problem(0))
+def test_the_error_is_bounded_by_delta_for_every_inner_solver(tiny):
+    """‖ĝ − g‖ ≤ ‖λ (H + λI)⁻¹ H_q‖ δ, and of order 1, but for Adam, which comes along other directions as it goes."""
+    tasks = benchmark.problem(0)
+    g = benchmark.by_hand(tasks[0][0].data, *tasks[1:])[1]
+    largest = benchmark.EIGENVALUES.max()
+    bound = benchmark.LAM * largest / (benchmark.LAM + largest) / np.linalg.norm(g)
+    orders = benchmark.errors_by_delta(*tasks)
     assert orders.keys() == benchmark.SOLVERS.keys()
     for name, points in orders.items():
-        assert benchmark.fitted_slope(points) == pytest.approx(1, abs=0.25), name
+        assert all(0.01 * bound * delta < error <= bound * delta for delta, error in points), name
+        if name != "Adam":
+            assert benchmark.fitted_slope(points) == pytest.approx(1, abs=0.25), name
 
 
 def test_slope_and_crossing():
@@ -90,11 +97,11 @@ def test_slope_and_crossing():
 
 def test_the_command_prints_records_and_draws(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(benchmark, "STEPS", [0, 25, 30, 40, 50, 60, 70, 80, 90, 100])
+    monkeypatch.setattr(benchmark, "STEPS", [25, 50, 90])
     benchmark.main(["--out", str(tmp_path), "--json", str(tmp_path / "i.json")])
     out = capsys.readouterr().out
     assert "UNVERIFIED" in out and "published: from about 95" in out and out.count("published") == 5
     assert "dimension = 6" in out and "lam = 1, alpha =" in out
     record = json.loads((tmp_path / "i.json").read_text())
-    assert len(record["figures"]["errors"]["MAML"]) == 10 and record["settings"]["dimension"] == 6
+    assert len(record["figures"]["errors"]["MAML"]) == 3 and record["settings"]["dimension"] == 6
     assert (tmp_path / "implicit.png").stat().st_size > 10_000
