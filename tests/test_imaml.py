@@ -175,7 +175,9 @@ def test_neumann_is_the_series_and_tends_to_the_same():
         np.testing.assert_allclose(flat(meta_grad), series, rtol=1e-11)
     for lam in (40.0, [10 * lam for lam in LAMS]):
         neumann = {"cg_steps": 100, "linear_solver": partial(tm.solvers.neumann, eta=0.8)}
-        _, meta_grad = tm.meta.implicit_gradient(loss, phi, support, query, lam=lam, **neumann)
+        _, meta_grad = tm.meta.imaml(
+            loss, theta, support, query, lam=lam, alpha=0, steps=0, solve=lambda *args, **options: phi, **neumann
+        )
         np.testing.assert_allclose(flat(meta_grad), dense(phi, support, query, lam).mean(0), rtol=1e-9)
 
 
@@ -277,6 +279,8 @@ def test_the_report():
     theta, support, query = problem()
     options = {"lam": LAM, "alpha": 0.05, "steps": 5, "report": True}
     few, many = (tm.meta.imaml(loss, theta, support, query, cg_steps=k, **options)[2] for k in (2, 40))
+    _, meta_grad, solution = tm.meta.imaml(loss, theta, support, query, cg_steps=4, **options)
+    np.testing.assert_allclose(flat([x.data.mean(0) for x in solution.x]), flat(meta_grad), rtol=1e-14)
     assert few.iterations.data.tolist() == [2, 2, 2] and (many.residual.data < 1e-8).all()
     assert (few.residual.data > many.residual.data).all() and not many.negative_curvature.data.any()
 

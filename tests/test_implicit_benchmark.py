@@ -77,10 +77,12 @@ def test_the_published_shape_appears(tiny):
 def test_the_error_is_bounded_by_delta_for_every_inner_solver(tiny):
     """‖ĝ − g‖ ≤ ‖λ (H + λI)⁻¹ H_q‖ δ, and of order 1, but for Adam, which comes along other directions as it goes."""
     tasks = benchmark.problem(0)
-    g = benchmark.by_hand(tasks[0][0].data, *tasks[1:])[1]
+    star, g = benchmark.by_hand(tasks[0][0].data, *tasks[1:])
     largest = benchmark.EIGENVALUES.max()
     bound = benchmark.LAM * largest / (benchmark.LAM + largest) / np.linalg.norm(g)
     orders = benchmark.errors_by_delta(*tasks)
+    delta = np.linalg.norm(tasks[0][0].data - star) / np.sqrt(len(star))
+    assert orders["gradient descent"][0][0] == pytest.approx(delta, rel=1e-12)
     assert orders.keys() == benchmark.SOLVERS.keys()
     for name, points in orders.items():
         assert all(0.01 * bound * delta < error <= bound * delta for delta, error in points), name

@@ -143,10 +143,11 @@ def test_one_hessian_free_step_solves_a_convex_quadratic():
 def rosenbrock(phi, step):
     """(1 − x)² + c (y − x²)², c of each task: not convex, and narrow."""
     x, y = phi[0][:, 0], phi[1][:, 0, 0]
-    return (1 - x) ** 2 + np.array([1.0, 10.0, 100.0, 3.0]) * (y - x * x) ** 2
+    return (1 - x) ** 2 + np.array([0.5, 10.0, 100.0, 3.0]) * (y - x * x) ** 2
 
 
-START = np.array([[-1.2, 1.0], [0.5, 2.0], [-1.2, 1.0], [0.0, 4.0]])  # the last begins where H is not positive definite
+# The first meets negative curvature at CG's first step, the last at its second.
+START = np.array([[0.0, 4.0], [0.5, 2.0], [-1.2, 1.0], [0.0, 4.0]])
 
 
 def rosenbrock_start():
@@ -178,7 +179,7 @@ def by_hand(c, z, lr, steps, halvings):
 def test_hessian_free_is_newtons_method_with_backtracking_on_each_task(lr, steps, halvings):
     options = {"lr": lr, "steps": steps, "cg_steps": 2, "halvings": halvings}
     x, y = tm.solvers.hessian_free(rosenbrock, rosenbrock_start(), **options)
-    expected = [by_hand(c, z, lr, steps, halvings) for c, z in zip([1.0, 10.0, 100.0, 3.0], START)]
+    expected = [by_hand(c, z, lr, steps, halvings) for c, z in zip([0.5, 10.0, 100.0, 3.0], START)]
     np.testing.assert_allclose(np.stack([x.data[:, 0], y.data[:, 0, 0]], axis=1), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -207,6 +208,13 @@ def test_a_task_at_its_minimum_or_without_a_way_down_stays_exactly():
     (phi,) = tm.solvers.hessian_free(loss, [tm.Tensor(start)], steps=3, cg_steps=3)
     np.testing.assert_array_equal(phi.data[:2], start[:2])
     np.testing.assert_allclose(phi.data[2], b[2], rtol=1e-12)
+
+
+def test_a_trial_must_bring_more_than_nothing():
+    """On ½ φ² twice the Newton step ends as high as it began, at −φ."""
+    half_square = lambda phi, step: tm.sum(phi[0] * phi[0], axis=1) / 2
+    (phi,) = tm.solvers.hessian_free(half_square, [tm.Tensor([[3.0]])], lr=2.0, steps=1, cg_steps=1)
+    assert phi.item() == 0
 
 
 def test_hessian_free_sees_the_step_and_keeps_the_type():

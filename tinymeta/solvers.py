@@ -111,11 +111,10 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
         rounding = 4 * np.finfo(before.dtype).eps * abs(before)
         bound, slope, t = stop_gradient(before + rounding), -dot(downhill, d), lr
         phi, found = stop_gradient(phi), less(bound, bound)
-        start = phi
         for _ in range(halvings + 1):
-            trial = stop_gradient([p + t * d_i for p, d_i in zip(start, d)])
+            trial = stop_gradient([p + t * d_i for p, d_i in zip(phi, d)])
             enough = less_equal(loss(trial, k), bound + 1e-4 * t * slope)
-            first = enough & logical_not(found)
+            first = enough & logical_not(found)  # a task that has moved ignores its later trials
             phi = [where(per_task(first, p), trial_i, p) for trial_i, p in zip(trial, phi)]
             found, t = found | enough, t / 2
             phi, found = stop_gradient((phi, found))  # or all trials' graphs would be kept
