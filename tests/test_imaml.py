@@ -169,9 +169,10 @@ def test_neumann_is_the_series_and_tends_to_the_same():
             h = dense_hessian(lambda x, i=i: loss([p[None] for p in x], task(support, i))[0], phi_i)
             b = flat(tm.grad(loss([p[None] for p in phi_i], task(query, i))[0], phi_i))
             series = series + sum(np.linalg.matrix_power(-h / lam, j) @ b for j in range(steps + 1)) / 3
-        _, meta_grad = tm.meta.implicit_gradient(
-            loss, phi, support, query, lam=lam, cg_steps=steps, linear_solver=partial(tm.solvers.neumann, eta=1.0)
-        )
+        _, meta_grad = tm.meta.imaml(
+            loss, theta, support, query, lam=lam, alpha=0, steps=0, solve=lambda *args, **options: phi,
+            cg_steps=steps, linear_solver=partial(tm.solvers.neumann, eta=1.0),
+        )  # fmt: skip
         np.testing.assert_allclose(flat(meta_grad), series, rtol=1e-11)
     for lam in (40.0, [10 * lam for lam in LAMS]):
         neumann = {"cg_steps": 100, "linear_solver": partial(tm.solvers.neumann, eta=0.8)}
