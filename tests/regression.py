@@ -1,5 +1,7 @@
 """A small smooth problem for the algorithms' tests: three tasks, a 1-4-1 tanh network, float64."""
 
+from functools import partial
+
 import numpy as np
 
 import tinymeta as tm
@@ -57,3 +59,30 @@ def dense_hessian(f, xs):
     blocks = tm.hessian(lambda *xs: f(list(xs)), xs)
     sizes = [x.size for x in xs]
     return np.block([[b.data.reshape(n, m) for m, b in zip(sizes, row)] for n, row in zip(sizes, blocks)])
+
+
+def solve(theta, support, lam):
+    """argmin of the proximal inner problem to rounding, for all tasks, which its gradient confirms."""
+    phi = newton(theta, support, lam)
+    objective = tm.meta.proximal(loss, theta, lam)
+    assert np.abs(flat(tm.grad(tm.sum(objective(phi, support)), phi))).max() < 1e-11
+    return phi
+
+
+@tm.compile
+def newton(theta, support, lam):
+    objective = tm.meta.proximal(loss, theta, lam)
+    solver = partial(tm.solvers.hessian_free, cg_steps=15)
+    return tm.meta.adapt(objective, theta, support, alpha=1.0, steps=10, solve=solver)
+
+
+def dense(phi, support, query, lam):
+    """(I + HΛ⁻¹)⁻¹ ∇L_q(φ) of each task with dense Hessians: (tasks, n). lam: a number, or one for each parameter."""
+    lams = np.concatenate([np.full(p[0].size, lam_i) for p, lam_i in zip(phi, np.broadcast_to(lam, len(phi)))])
+    result = []
+    for i in range(len(phi[0])):
+        phi_i = [tm.Tensor(p.data[i]) for p in phi]
+        h = dense_hessian(lambda x, i=i: loss([p[None] for p in x], task(support, i))[0], phi_i)
+        b = flat(tm.grad(loss([p[None] for p in phi_i], task(query, i))[0], phi_i))
+        result.append(np.linalg.solve(np.eye(len(h)) + h / lams, b))
+    return np.array(result)

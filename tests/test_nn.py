@@ -119,7 +119,8 @@ def test_every_layer_and_solver_is_known_to_the_tests():
         "cross_entropy",
     }
     rules = {"sgd", "momentum", "nesterov", "adam", "step"}
-    assert own(tm.solvers) == rules | {"gradient_descent", "trajectory", "dot", "cg", "Solution", "per_task"}
+    solvers = {"gradient_descent", "trajectory", "hessian_free", "cg", "neumann"}
+    assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "check_steps", "checked"}
 
 
 def test_bad_input():

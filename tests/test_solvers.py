@@ -125,6 +125,109 @@ def test_gradient_descent_solves_each_task_as_if_alone():
         assert together.inputs == ()
 
 
+# ---- Hessian-free ----------------------------------------------------------------------------------------------------
+
+
+def quadratics(a, b):
+    """½ φᵀAφ − bᵀφ of each task."""
+    return lambda phi, step: tm.sum(0.5 * tm.matmul(phi[0][:, None], a)[:, 0] * phi[0] - b * phi[0], axis=1)
+
+
+def test_one_hessian_free_step_solves_a_convex_quadratic():
+    a, b = spd(4, 3), RNG.standard_normal((3, 4))
+    (phi,) = tm.solvers.hessian_free(quadratics(a, b), [tm.Tensor(np.ones((3, 4)))], steps=1, cg_steps=8)
+    np.testing.assert_allclose(phi.data, np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-8)
+    assert phi.inputs == ()
+
+
+def rosenbrock(phi, step):
+    """(1 − x)² + c (y − x²)², c of each task: not convex, and narrow."""
+    x, y = phi[0][:, 0], phi[1][:, 0, 0]
+    return (1 - x) ** 2 + np.array([0.5, 10.0, 100.0, 3.0]) * (y - x * x) ** 2
+
+
+# The first meets negative curvature at CG's first step, the last at its second.
+START = np.array([[0.0, 4.0], [0.5, 2.0], [-1.2, 1.0], [0.0, 4.0]])
+
+
+def rosenbrock_start():
+    return [tm.Tensor(START[:, :1]), tm.Tensor(START[:, 1:, None])]
+
+
+def by_hand(c, z, lr, steps, halvings):
+    """The same for one task, written out, with a dense solve where the Hessian is positive definite."""
+    f = lambda z: (1 - z[0]) ** 2 + c * (z[1] - z[0] ** 2) ** 2
+    for _ in range(steps):
+        u = z[1] - z[0] ** 2
+        g = np.array([-2 * (1 - z[0]) - 4 * c * z[0] * u, 2 * c * u])
+        h = np.array([[2 - 4 * c * u + 8 * c * z[0] ** 2, -4 * c * z[0]], [-4 * c * z[0], 2 * c]])
+        d = -g
+        if g @ h @ g > 0:  # CG's first step, and its second one if it meets no negative curvature
+            d = -g * (g @ g) / (g @ h @ g)
+            if np.linalg.eigvalsh(h)[0] > 0:
+                d = np.linalg.solve(h, -g)
+        for t in lr * 0.5 ** np.arange(halvings + 1):
+            if f(z + t * d) <= f(z) + 1e-4 * t * g @ d:
+                z = z + t * d
+                break
+    return z
+
+
+@pytest.mark.parametrize(
+    "lr, steps, halvings", [(1.0, 1, 10), (1.0, 5, 10), (1.0, 5, 1), (0.7, 3, 4), (64.0, 3, 12), (1.0, 4, 0)]
+)
+def test_hessian_free_is_newtons_method_with_backtracking_on_each_task(lr, steps, halvings):
+    options = {"lr": lr, "steps": steps, "cg_steps": 2, "halvings": halvings}
+    x, y = tm.solvers.hessian_free(rosenbrock, rosenbrock_start(), **options)
+    expected = [by_hand(c, z, lr, steps, halvings) for c, z in zip([0.5, 10.0, 100.0, 3.0], START)]
+    np.testing.assert_allclose(np.stack([x.data[:, 0], y.data[:, 0, 0]], axis=1), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_no_hessian_free_step_raises_any_tasks_loss():
+    """From many random starts, whatever the curvature, the first trial and the number of CG steps."""
+    for seed in range(20):
+        z = 3 * np.random.default_rng(seed).standard_normal((4, 2))
+        for lr, cg_steps in [(1.0, 2), (100.0, 1), (8.0, 0)]:
+            phi, losses = [tm.Tensor(z[:, :1]), tm.Tensor(z[:, 1:, None])], []
+            for _ in range(6):
+                losses.append(rosenbrock(phi, 0).data)
+                phi = tm.solvers.hessian_free(rosenbrock, phi, lr=lr, steps=1, cg_steps=cg_steps, halvings=6)
+            assert (np.diff(losses, axis=0) <= 1e-15 * np.array(losses[:-1])).all()
+    x, y = tm.solvers.hessian_free(rosenbrock, rosenbrock_start(), steps=60, cg_steps=2)
+    np.testing.assert_allclose(np.concatenate([x.data, y.data[:, 0]]), 1, atol=1e-6)
+
+
+def test_a_task_at_its_minimum_or_without_a_way_down_stays_exactly():
+    a, b = np.stack([np.eye(2)] * 3), np.array([[1.0, 2.0], [0.0, 1.0], [3.0, 4.0]])
+
+    def loss(phi, step):  # the second task is not a number anywhere but where it starts
+        away = tm.sum((phi[0] - 5.0) ** 2, axis=1)
+        return quadratics(a, b)(phi, step) + tm.where(np.array([False, True, False]) & (away > 0), np.nan, 0.0)
+
+    start = np.array([[1.0, 2.0], [5.0, 5.0], [0.0, 0.0]])
+    (phi,) = tm.solvers.hessian_free(loss, [tm.Tensor(start)], steps=3, cg_steps=3)
+    np.testing.assert_array_equal(phi.data[:2], start[:2])
+    np.testing.assert_allclose(phi.data[2], b[2], rtol=1e-12)
+
+
+def test_a_trial_must_bring_more_than_nothing():
+    """On ½ φ² twice the Newton step ends as high as it began, at −φ."""
+    half_square = lambda phi, step: tm.sum(phi[0] * phi[0], axis=1) / 2
+    (phi,) = tm.solvers.hessian_free(half_square, [tm.Tensor([[3.0]])], lr=2.0, steps=1, cg_steps=1)
+    assert phi.item() == 0
+
+
+def test_hessian_free_sees_the_step_and_keeps_the_type():
+    def loss(phi, step):
+        return tm.sum((phi[0] - float(step)) ** 2, axis=1)
+
+    start = [tm.Tensor(np.full((2, 3), 9.0, np.float32))]
+    for steps in range(4):
+        (phi,) = tm.solvers.hessian_free(loss, start, steps=steps, cg_steps=1)
+        np.testing.assert_allclose(phi.data, steps - 1 if steps else 9.0)
+        assert phi.dtype == np.float32
+
+
 # ---- conjugate gradients ---------------------------------------------------------------------------------------------
 
 
@@ -202,7 +305,7 @@ def test_a_start_and_no_steps():
     a, b = spd(4, 2), RNG.standard_normal((2, 4))
     matvec, bs, flat = problem(a, b)
     none = tm.solvers.cg(matvec, bs, steps=0, x0=bs)
-    np.testing.assert_array_equal(flat(none.x), b)
+    np.testing.assert_allclose(flat(none.x), b, rtol=1e-15)
     np.testing.assert_allclose(none.residual.data, np.linalg.norm(b - (a @ b[..., None])[..., 0], axis=1))
     full = tm.solvers.cg(matvec, bs, steps=12, x0=bs, tol=1e-13)
     np.testing.assert_allclose(flat(full.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-8)
@@ -237,9 +340,63 @@ def test_the_tolerance_is_relative_to_b():
         assert (solution.residual.data <= 0.1 * size).all()
 
 
-@pytest.mark.parametrize("solver", [tm.solvers.cg, tm.solvers.gradient_descent])
+# ---- Neumann series --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_neumann_is_its_series(steps):
+    """Σ_{j < steps} (I − ηA)ʲ ηb; from x0 the error (I − ηA)^steps (x0 − A⁻¹b). The residual is the true one."""
+    a, b, x0 = spd(5, 3), RNG.standard_normal((3, 5)), RNG.standard_normal((3, 5))
+    eta = 0.1
+    matvec, bs, flat = problem(a, b)
+    for start, starts in [(None, np.zeros((3, 5))), (problem(a, x0)[1], x0)]:
+        solution = tm.solvers.neumann(matvec, bs, steps=steps, eta=eta, x0=start)
+        for i in range(3):
+            m = np.eye(5) - eta * a[i]
+            expected = sum((np.linalg.matrix_power(m, j) @ b[i] * eta for j in range(steps)), np.zeros(5))
+            expected = expected + np.linalg.matrix_power(m, steps) @ starts[i]
+            np.testing.assert_allclose(flat(solution.x)[i], expected, rtol=1e-10, atol=1e-12)
+            residual = np.linalg.norm(b[i] - a[i] @ expected)
+            assert solution.residual.data[i] == pytest.approx(residual, rel=1e-9)
+        assert solution.iterations.data.tolist() == [steps] * 3 and not solution.negative_curvature.data.any()
+
+
+def test_neumann_converges_up_to_eta_two_over_the_largest_eigenvalue_and_not_beyond():
+    a, b = spd(4, 2), RNG.standard_normal((2, 4))
+    matvec, bs, flat = problem(a, b)
+    largest = np.linalg.eigvalsh(a).max()
+    good = tm.solvers.neumann(matvec, bs, steps=3000, eta=1.9 / largest)
+    np.testing.assert_allclose(flat(good.x), np.linalg.solve(a, b[..., None])[..., 0], rtol=1e-9)
+    bad = tm.solvers.neumann(matvec, bs, steps=500, eta=2.1 / largest)
+    assert bad.residual.data.max() > 1e6 * np.linalg.norm(b)
+
+
+def test_neumann_reports_negative_curvature_of_its_task_alone():
+    matvec, bs, _ = problem([np.diag([3.0, 2.0, -1.0]), np.eye(3), np.zeros((3, 3))], np.tile([1.0, 1.0, 1.0], (3, 1)))
+    for steps, found in [(1, False), (5, True)]:  # rᵀA r > 0 at first: the direction must grow out
+        assert tm.solvers.neumann(matvec, bs, steps=steps, eta=0.3).negative_curvature.data.tolist() == [
+            found,
+            False,
+            False,
+        ]
+
+
+def test_neumann_refuses_what_does_not_fit_and_keeps_the_type():
+    row = [tm.Tensor(np.ones((2, 1, 3), np.float32))]
+    with pytest.raises(ValueError, match="neumann: b has shapes"):
+        tm.solvers.neumann(lambda v: [], row, steps=1, eta=0.1)
+    with pytest.raises(ValueError, match="neumann needs b as a list of Tensors"):
+        tm.solvers.neumann(lambda v: v, row[0], steps=1, eta=0.1)
+    solution = tm.solvers.neumann(lambda v: v, row, steps=2, eta=0.5)
+    assert all(t.inputs == () for t in (*solution.x, *solution[1:])) and solution.x[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("solver", ["cg", "gradient_descent", "hessian_free", "neumann"])
 def test_negative_steps_are_refused(solver):
-    options = {"lr": 0.1} if solver is tm.solvers.gradient_descent else {}
+    options = {"gradient_descent": {"lr": 0.1}, "hessian_free": {"cg_steps": 1}, "neumann": {"eta": 0.1}}.get(
+        solver, {}
+    )
+    solver = getattr(tm.solvers, solver)
     with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
         solver(lambda *_: None, [tm.Tensor(np.ones(1))], steps=-1, **options)
 

@@ -1,4 +1,4 @@
-"""Solvers: update rules, gradient descent, conjugate gradients. All pure functions on lists of Tensors.
+"""Solvers: update rules, gradient descent and Hessian-free steps; linear systems. Pure functions on lists of Tensors.
 
 An update rule, (params, grads, state, lr=...) -> (params, state), serves the inner loop, where it is differentiated
 like any other computation, and the outer one, where the caller cuts the graph between two steps:
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ops import abs, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
-from .tensor import Tensor, grad, stop_gradient
+from .ops import abs, equal, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
+from .tensor import Tensor, grad, stop_gradient, vjp
 
 # ---- update rules ----------------------------------------------------------------------------------------------------
 
@@ -90,8 +90,7 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     create_graph: whether the gradients of the other steps are differentiable. If not, φ is still a function of start
     and step sizes, with the gradients as constants.
     """
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
+    check_steps(steps)
     state = None
     yield phi
     for k in range(steps):
@@ -100,6 +99,49 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
         if k < cut:
             phi, state = stop_gradient((phi, state))
         yield phi
+
+
+def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
+    """φ ← φ + t d,   d ≈ −H⁻¹∇loss(φ),   on every task of a stack at once (Martens 2010).
+
+    The Newton direction d comes from `cg_steps` of conjugate gradients, which need products H v alone. Where CG meets
+    negative curvature, d is its last iterate, or −∇loss if that was at its first step; either way d points downhill.
+    t is each task's first of lr, lr/2, ... lr/2^halvings that brings enough,
+
+        loss(φ + t d) ≤ loss(φ) + 10⁻⁴ t ⟨∇loss(φ), d⟩        (Armijo 1966)
+
+    and 0 if none does, so no step ever raises a task's loss, but for its rounding: 4 ε |loss| more is let pass, or the
+    line search would end in the noise at √ε from the minimum. Every step makes halvings + 1 trials of all tasks.
+    loss: as in `gradient_descent`. Martens's products are with the Gauss-Newton matrix and damped; here H is the
+    Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
+    """
+    check_steps(steps)
+    for k in range(steps):
+        before = loss(phi, k)
+        g = grad(sum(before), phi, create_graph=True)  # one graph, walked by every product
+        downhill = stop_gradient([-g_i for g_i in g])
+        newton = cg(lambda v, g=g, phi=phi: vjp(g, phi, v), downhill, steps=cg_steps)
+        at_once = equal(newton.iterations, 0)
+        d = [where(per_task(at_once, x_i), d_i, x_i) for d_i, x_i in zip(downhill, newton.x)]
+        rounding = 4 * np.finfo(before.dtype).eps * abs(before)
+        bound, slope, t = stop_gradient(before + rounding), -dot(downhill, d), lr
+        phi, found = stop_gradient(phi), less(bound, bound)
+        for _ in range(halvings + 1):
+            trial = stop_gradient([p + t * d_i for p, d_i in zip(phi, d)])
+            enough = less_equal(loss(trial, k), bound + 1e-4 * t * slope)
+            first = enough & logical_not(found)  # a task that has moved ignores its later trials
+            phi = [where(per_task(first, p), trial_i, p) for trial_i, p in zip(trial, phi)]
+            found, t = found | enough, t / 2
+            phi, found = stop_gradient((phi, found))  # or all trials' graphs would be kept
+    return phi
+
+
+def check_steps(steps):
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, got {steps}")
+
+
+# ---- linear systems, one per task ------------------------------------------------------------------------------------
 
 
 def dot(xs, ys):
@@ -111,7 +153,7 @@ def dot(xs, ys):
 
 
 class Solution(NamedTuple):
-    """What `cg` returns: x is a list like b; the others have one entry per task."""
+    """What `cg` and `neumann` return: x is a list like b; the others have one entry per task."""
 
     x: list
     residual: Tensor  # ‖b − A x‖ as the iteration carries it along; if A is ill-conditioned the true one is larger
@@ -127,18 +169,7 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     ‖b − A x‖ ≤ tol ‖b‖, or that of rounding; one that meets negative curvature stops at its last iterate and says so.
     The result is a leaf.
     """
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
-    if isinstance(b, Tensor) or not b:
-        raise ValueError("cg needs b as a list of Tensors (tasks, ...), one or more")
-    shapes = [b_i.shape for b_i in b]
-
-    def product(v):
-        result = list(matvec(v))
-        if [a.shape for a in result] != shapes:
-            raise ValueError(f"cg: b has shapes {shapes}, matvec(v) of such a v has {[a.shape for a in result]}")
-        return result
-
+    product = checked("cg", matvec, b, steps)
     # A is linear: with the largest element of each task's b as the unit, no square under- or overflows in float32.
     unit = stack([reshape(max(abs(b_i), axis=tuple(range(1, b_i.ndim))), -1) for b_i in b]).max(axis=0)
     unit = where(greater(unit, 0), unit, 1)
@@ -167,6 +198,48 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
         x, r, p, rr, negative, iterations = stop_gradient((x, r, p, rr, negative, iterations))
     x = [x_i * per_task(unit, x_i) for x_i in x]
     return Solution(*stop_gradient((x, sqrt(rr) * unit, iterations, negative)))
+
+
+def neumann(matvec, b, *, steps, eta, x0=None):
+    """Σ_{j < steps} (I − η A)ʲ η b, the first terms of the Neumann series of A⁻¹ b, for tasks with an A each.
+
+        x ← x + η r,   r ← r − η A r        from x = 0, r = b: Richardson's iteration
+
+    It converges if all eigenvalues of η A lie in (0, 2): η < 2 over the largest. CG gets farther with as many products
+    and needs no η; the series is what back-propagation through `steps` gradient steps of size η computes when these
+    are taken at the solution (Lorraine et al. 2020). matvec, b, x0 and the result: as for `cg`; no task stops early.
+    """
+    product = checked("neumann", matvec, b, steps)
+    if x0 is None:
+        x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
+    else:
+        x = [Tensor(x_i) for x_i in x0]
+        r = [b_i - a_i for b_i, a_i in zip(b, product(x), strict=True)]
+    rr = dot(r, r)
+    negative, iterations = less(rr, 0), Tensor(np.full(rr.shape, steps))
+    for _ in range(steps):
+        ar = product(r)
+        negative = negative | less(dot(r, ar), 0)
+        x = [x_i + eta * r_i for x_i, r_i in zip(x, r)]
+        r = [r_i - eta * ar_i for r_i, ar_i in zip(r, ar)]
+        x, r, negative = stop_gradient((x, r, negative))
+    return Solution(*stop_gradient((x, sqrt(dot(r, r)), iterations, negative)))
+
+
+def checked(name, matvec, b, steps):
+    """matvec, once b is a list and for as long as the products are shaped like it."""
+    check_steps(steps)
+    if isinstance(b, Tensor) or not b:
+        raise ValueError(f"{name} needs b as a list of Tensors (tasks, ...), one or more")
+    shapes = [b_i.shape for b_i in b]
+
+    def product(v):
+        result = list(matvec(v))
+        if [a.shape for a in result] != shapes:
+            raise ValueError(f"{name}: b has shapes {shapes}, matvec(v) of such a v has {[a.shape for a in result]}")
+        return result
+
+    return product
 
 
 def per_task(a, like):

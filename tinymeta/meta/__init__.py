@@ -29,4 +29,6 @@ from .dropout import draw_noise, dropout
 from .reptile import reptile
 from .leap import leap
 from .imaml import imaml, implicit_gradient, proximal
+from .shrinkage import precisions, shrinkage
+from .hypergradient import hypergradient
 from .es_maml import draw_es_noise, es_maml, first_order_es_maml

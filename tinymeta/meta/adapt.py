@@ -12,38 +12,46 @@ they are. What they return: (query loss, meta_grad), means over tasks, all leave
 subtracts. θ itself is never changed.
 """
 
-from collections import deque
-
 from .. import solvers
 from ..ops import broadcast_to
-from ..solvers import sgd
+from ..solvers import gradient_descent, sgd
 from ..tensor import FLOATS, Tensor, ancestors, describe, stop_gradient
 
 
-def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd):
+def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd, solve=None):
     """φ ← φ − α ∇L_support(φ) from φ = θ, `steps` times, for every task: returns φ, stacked over tasks.
 
     alpha: the step size: a number, or a list with one for each parameter, numbers or Tensors.
     create_graph=True: φ is a differentiable function of θ. Otherwise φ is a leaf.
     batch(support, step): the data of that step, for inner minibatches; the whole support by default.
     rule: the update, one of tm.solvers' sgd, momentum, nesterov, adam, started afresh.
+    solve: solve(objective, phi, lr=alpha, steps=steps) -> phi takes the place of these steps, for φ as a leaf; e.g.
+    partial(tm.solvers.hessian_free, cg_steps=5). objective(phi, step) -> (tasks,); for one of your own see `imaml`.
     """
-    options = {"alpha": alpha, "steps": steps, "batch": batch, "rule": rule}
-    path = trajectory(loss, theta, support, create_graph=create_graph, cut=0 if create_graph else steps, **options)
-    phi = deque(path, maxlen=1).pop()
-    return phi if create_graph else stop_gradient(phi)
+    if create_graph and solve:
+        raise ValueError("adapt: create_graph=True differentiates gradient descent's steps; leave solve out")
+    objective, phi = inner_problem(loss, theta, support, batch)
+    if solve:
+        return solve(objective, stop_gradient(phi), lr=alpha, steps=steps)
+    phi = phi if create_graph else stop_gradient(phi)
+    return gradient_descent(objective, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
 
 
 def trajectory(loss, theta, support, *, alpha, steps, create_graph=False, cut=0, batch=None, rule=sgd):
     """The φ of `adapt` one after the other, steps + 1 of them; create_graph, cut: see tm.solvers.trajectory."""
+    objective, phi = inner_problem(loss, theta, support, batch)
+    options = {"steps": steps, "rule": rule, "create_graph": create_graph, "cut": cut}
+    return solvers.trajectory(objective, phi, lr=alpha, **options)
+
+
+def inner_problem(loss, theta, support, batch):
+    """(the loss on the data of a step, θ viewed as a stack over tasks): where all inner solvers start."""
     theta, tasks = parameters("theta", theta), count_tasks(support)
-    phi = [broadcast_to(t, (tasks, *t.shape)) for t in theta]
 
     def support_loss(phi, step):
         return task_losses(loss, phi, batch(support, step) if batch else support)
 
-    options = {"steps": steps, "rule": rule, "create_graph": create_graph, "cut": cut}
-    return solvers.trajectory(support_loss, phi, lr=alpha, **options)
+    return support_loss, [broadcast_to(t, (tasks, *t.shape)) for t in theta]
 
 
 def check(theta, support, query):
