@@ -42,14 +42,13 @@ LAST = 4  # steps that truncated back-propagation differentiates
 ALPHA, LAM = 0.1, 2.0  # cost does not depend on them
 METHODS = {  # title, algorithm, options by number of inner steps
     "maml": ("MAML", tm.meta.maml, lambda steps: {}),
-    "truncated": (f"last {LAST} steps", getattr(tm.meta, "truncated", None), lambda steps: {"last": min(LAST, steps)}),
+    "truncated": (f"last {LAST} steps", tm.meta.truncated, lambda steps: {"last": min(LAST, steps)}),
     "fomaml": ("FO-MAML", tm.meta.fomaml, lambda steps: {}),
     "reptile": ("Reptile", tm.meta.reptile, lambda steps: {}),
 } | {
     f"imaml{cg}": (f"iMAML, CG {cg}", tm.meta.imaml, lambda steps, cg=cg: dict(lam=LAM, cg_steps=cg, report=True))
     for cg in (2, 5, 10)
 }  # fmt: skip
-METHODS = {name: method for name, method in METHODS.items() if method[1]}  # without what this version does not have
 
 
 class Setting(NamedTuple):
@@ -223,7 +222,8 @@ def on_quadratic(kappa, seed):
     def implicit(steps, cg_steps):
         alpha, rule = inner_solver("imaml", kappa)
         phi = tm.meta.adapt(g, theta, support, alpha=alpha, steps=steps, rule=rule)
-        options = dict(lam=lam, cg_steps=cg_steps, tol=1 / D_DELTA, report=True)
+        to_delta = partial(tm.solvers.cg, tol=1 / D_DELTA)
+        options = dict(lam=lam, cg_steps=cg_steps, linear_solver=to_delta, report=True)
         _, meta_grad, cg = tm.meta.implicit_gradient(quadratic, phi, support, query, **options)
         return meta_grad, cg.iterations.data[0]
 

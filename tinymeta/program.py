@@ -12,7 +12,7 @@ copies the results out. No Python of f, of a pullback or of the backward walk ru
               masks     a mask that several `where` read is prepared once
               views     what only looks at another array is made once, with the plan
               inplace   an elementwise kernel writes over an input that nobody reads later
-              reuse     a place whose array nobody reads any more takes a later one
+              reuse     arrays that are never needed at the same time share a place
     plan      the arrays and the calls
 
 The kernels are those of the eager run, on the same values: the results are the same, bit for bit, unless BLAS adds up
@@ -25,6 +25,7 @@ import itertools
 import math
 import threading
 import warnings
+from bisect import bisect, insort
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -182,24 +183,26 @@ def inplace(program):
 
 
 def reuse(program):
-    """Number the places. A node takes the smallest free one that is large enough, or else the largest, which grows."""
-    last, sizes, free, until = last_reads(program), [], [], {}
+    """Number the places: the largest arrays first, each takes the smallest place that is free while it lives."""
+    last, owner, lives, places = last_reads(program), {}, {}, []
     for i, n in enumerate(program.nodes):
         if n.computed:
-            size = n.nbytes
-            if n.over is not None:
-                n.place = n.over.place
-            elif free:
-                enough = [p for p in free if sizes[p] >= size]
-                n.place = min(enough, key=sizes.__getitem__) if enough else max(free, key=sizes.__getitem__)
-                free.remove(n.place)
-            else:
-                n.place = len(sizes)
-                sizes.append(0)
-            sizes[n.place] = max(sizes[n.place], size)
-            until[n.place] = last.get(n, i)
-        free += [p for p, end in until.items() if end == i]
-        until = {p: end for p, end in until.items() if end != i}
+            owner[n] = n if n.over is None else owner[n.over]
+            lives[owner[n]] = lives.get(owner[n], (i, i))[0], last.get(n, i)
+    for n in sorted(lives, key=lambda n: -n.nbytes):
+        start, end = lives[n]
+        for place in reversed(range(len(places))):
+            taken = places[place]
+            k = bisect(taken, (start,))
+            if (k == 0 or taken[k - 1][1] < start) and (k == len(taken) or end < taken[k][0]):
+                break
+        else:
+            place = len(places)
+            places.append([])
+        insort(places[place], (start, end))
+        n.place = place
+    for n in owner:
+        n.place = owner[n].place
 
 
 PASSES = (fold, dead, common, masks, views, inplace, reuse)
