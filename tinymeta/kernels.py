@@ -6,6 +6,7 @@ them, and `compile` asks for them once and keeps the list. Times are of one core
 """
 
 import itertools
+import math
 from functools import partial
 
 import numpy as np
@@ -50,7 +51,7 @@ def sum(x, axis, keepdims, out):
     """
     adjacent = bool(axis) and axis[-1] - axis[0] < len(axis) and axis[-1] < x.ndim - 1
     if adjacent and x.size and x.dtype.kind == "f" and contiguous(x, out):
-        n = x[(0,) * axis[0]].size // x[(0,) * (axis[-1] + 1)].size
+        n = math.prod(x.shape[axis[0] : axis[-1] + 1])
         rows = x.reshape(*x.shape[: axis[0]], n, -1)
         yield partial(np.matmul, np.ones((1, n), x.dtype), rows, out.reshape(*rows.shape[:-2], 1, -1))
     else:

@@ -21,9 +21,9 @@ NUMBERS = (int, float, np.integer, np.floating)  # a number takes the type of th
 
 def operands(op, x, y, beside=()):
     """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask)."""
-    if type(x) is type(y) is Tensor and x.data.shape == y.data.shape and x.data.dtype == y.data.dtype and not beside:
-        return x, y  # nearly always
     x, y = alike(op, x, y)
+    if x.data.shape == y.data.shape and not beside:
+        return x, y  # nearly always
     shapes = [t.data.shape for t in (x, y) if t.kernel is not number] + [beside] * bool(beside)
     if len(set(shapes)) < 2:
         return x, y
@@ -36,6 +36,8 @@ def alike(op, x, y):
     float32 and float64 don't mix: that would double a model's memory without a word. A plain number takes the type of
     the other; it stays 0-d, which NumPy broadcasts, because nobody can ask for its gradient.
     """
+    if type(x) is type(y) is Tensor and x.data.dtype == y.data.dtype:
+        return x, y  # nearly always
     xs = [x if isinstance(x, NUMBERS) else Tensor(x) for x in (x, y)]
     dtypes = {x.data.dtype for x in xs if type(x) is Tensor}
     if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):
@@ -280,11 +282,11 @@ def transpose(x, *axes):
 _transpose = view(np.transpose)
 
 def swapaxes(x, axis1, axis2):
-    """y = x with two axes exchanged"""
+    """y = x with two axes exchanged        x̄ = ȳ with them exchanged"""
     x = Tensor(x)
     (i,), (j,), axes = axes_of(axis1, x), axes_of(axis2, x), list(range(x.ndim))
     axes[i], axes[j] = j, i
-    return transpose(x, axes)
+    return apply(partial(_transpose, axes=tuple(axes)), x, pullbacks=(lambda y, y_bar: swapaxes(y_bar, i, j),))
 
 def astype(x, dtype):
     """y = x in another type        x̄ = ȳ in x's type, if both are floats"""
@@ -395,7 +397,7 @@ def where(mask, x, y):
     """
     mask = mask_of(mask)
     x, y = operands("where", x, y, beside=mask.shape)
-    mask = broadcast_to(mask, broadcast_shape("where", mask.shape, x.shape, y.shape))  # numbers have shape ()
+    mask = broadcast_to(mask, x.shape or y.shape or mask.shape)  # numbers have shape ()
     pullbacks = None, lambda z, z_bar: where(mask, z_bar, 0), lambda z, z_bar: where(mask, 0, z_bar)
     return apply(kernels.where, mask, x, y, pullbacks=pullbacks)
 
@@ -444,8 +446,9 @@ def matmul(x, y):
         return squeeze(matmul(x[None, :], y), -2 if y.ndim > 1 else -1)
     if y.ndim == 1:
         return squeeze(matmul(x, y[:, None]), -1)
-    batch = broadcast_shape("matmul's stacks", x.shape[:-2], y.shape[:-2])
-    x, y = broadcast_to(x, batch + x.shape[-2:]), broadcast_to(y, batch + y.shape[-2:])
+    if x.shape[:-2] != y.shape[:-2]:
+        batch = broadcast_shape("matmul's stacks", x.shape[:-2], y.shape[:-2])
+        x, y = broadcast_to(x, batch + x.shape[-2:]), broadcast_to(y, batch + y.shape[-2:])
     return apply(kernels.matmul, x, y, pullbacks=(
         lambda z, z_bar: matmul(z_bar, swapaxes(y, -1, -2)), lambda z, z_bar: matmul(swapaxes(x, -1, -2), z_bar)))
 
@@ -476,7 +479,12 @@ def shape_of(*shape):
     return tuple(map(operator.index, shape))
 
 def broadcasts(shape, to):
-    return len(shape) <= len(to) and all(m == n or m == 1 for m, n in zip(shape[::-1], to[::-1]))
+    if len(shape) > len(to):
+        return False
+    for m, n in zip(shape[::-1], to[::-1]):
+        if m != n and m != 1:
+            return False
+    return True
 
 def broadcast_shape(op, *shapes):
     """The shape that all of these broadcast to: nearly always one of them."""
@@ -495,6 +503,8 @@ def axes_of(axis, x):
     """An axis argument (None, a number, several; negative from the end) as a sorted tuple."""
     if axis is None:
         return tuple(range(x.ndim))
+    if type(axis) is int and -x.ndim <= axis < x.ndim:
+        return (axis % x.ndim,)
     given = shape_of(axis)
     axes = {a + x.ndim if a < 0 else a for a in given}
     if len(axes) < len(given) or any(not 0 <= a < x.ndim for a in axes):
