@@ -14,7 +14,8 @@ from benchmarks.omniglot_pictures import draw_methods
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
     "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml",
-    "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/imaml",
+    "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/leap", "meta/imaml",
+    "meta/shrinkage", "meta/hypergradient", "meta/es_maml",
     "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 
@@ -76,6 +77,48 @@ def omniglot():
     return rows
 
 
+def family():
+    """The sine waves by every algorithm with one budget, K = 5."""
+    from benchmarks.sinusoid import METHODS
+
+    record = json.loads((ROOT / "benchmarks/results/sinusoid_family.json").read_text())
+    rows = ["| | after 1 step | 5 | 10 | worse |", "|---" * 5 + "|"]
+    for name, figures in record["figures"].items():
+        r = figures["5"]
+        cells = [f"{r['mean'][k]:.2f} ± {r['half_width'][k]:.2f}" for k in (1, 5, 10)]
+        rows.append(f"| {METHODS[name].title} | {' | '.join(cells)} | {r['worse']:.1%} |")
+    iterations, machine = record["settings"]["maml"]["iterations"], record["machine"]
+    rows.append(
+        f"\n{iterations:,} iterations of 25 tasks each, seed {record['settings']['seed']}; measured on"
+        f" {machine['processor']}, {machine['cores']} cores, NumPy {machine['numpy']}, in"
+        f" {record['seconds']['total'] / 60:.0f} minutes, commit {record['commit']}."
+    )
+    return rows
+
+
+def speed():
+    """Our step beside the fastest peer's, by workload."""
+    record = json.loads((ROOT / "benchmarks/results/speed.json").read_text())
+    rows = [
+        "| | ours, ms | fastest peer, ms | ours / peer | ours / floor | first result, s | peak memory, MB |",
+        "|---" * 7 + "|",
+    ]
+    for name, race in record["figures"]["races"].items():
+        results, peer = race["contestants"], race["fastest_peer"]
+        ours = min((c for c in results if c.startswith("tinymeta")), key=lambda c: results[c]["median"])
+        a, b = results[ours], results[peer]
+        pairs = [f"{r[key]:.2f}" if key == "first" else f"{r[key]:.0f}" for key in ("first", "steady_mb") for r in (a, b)]
+        rows.append(
+            f"| {name} | {1000 * a['median']:.3g} | {1000 * b['median']:.3g} ({peer}) |"
+            f" {a['median'] / b['median']:.2f} | {a['median'] / race['floor']['median']:.1f} |"
+            f" {pairs[0]} / {pairs[1]} | {pairs[2]} / {pairs[3]} |"
+        )
+    machine = record["machine"]
+    versions = ", ".join(f"{k} {machine[k]}" for k in ("numpy", "torch", "jax", "autograd") if k in machine)
+    rows.append(f"\nMeasured on {machine['processor']}, {machine['cores']} cores, {versions}; commit {record['commit']}.")
+    return rows
+
+
 def files():
     """Every file with the first sentence of its docstring."""
     rows = ["| file | lines | what it holds |", "|---|---|---|"]
@@ -88,7 +131,7 @@ def files():
 
 
 def updated(text):
-    for make in (sinusoid, omniglot, files):
+    for make in (sinusoid, family, omniglot, speed, files):
         between = re.compile(rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = between.sub(lambda m, make=make: m[1] + "\n".join(make()) + "\n" + m[2], text)
     return text

@@ -1,4 +1,4 @@
-"""Sine waves from 5, 10 or 20 points: MAML, FO-MAML, Reptile and iMAML, after Finn et al. 2017, section 5.1.
+"""Sine waves from 5, 10 or 20 points, by MAML and all its relatives, after Finn et al. 2017, section 5.1.
 
 A task is a wave y = A sin(x − b), A ~ U[0.1, 5], b ~ U[0, π]. An MLP 1-40-40-1 sees K of its points, x ~ U[−5, 5], and
 takes gradient steps on their squared error. All methods train with K = 10 on fresh tasks, 25 an iteration; two
@@ -11,18 +11,17 @@ beside the published figures, and draws fits and learning curves.
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
+from benchmarks.sinusoid_methods import ALPHAS, BASELINES, CLASSIC, METHODS, TASKS, TEST_STEPS, TRAINING_SHOTS, loss
 from tinymeta.tasks import sinusoid
 
 SIZES = (1, 40, 40, 1)
-TASKS, TRAINING_SHOTS = 25, 10  # an iteration
-TEST_TASKS, TEST_SHOTS, TEST_STEPS = 600, (5, 10, 20), 10
+TEST_TASKS, TEST_SHOTS = 600, (5, 10, 20)
 GRID = np.linspace(sinusoid.LOW, sinusoid.HIGH, 100, dtype=np.float32)[:, None]
 TEST_SEED, VALIDATION_SEED = 1, 2
 
@@ -34,36 +33,6 @@ PUBLISHED = {  # Finn et al. 2017, Table 2: K = 5, after 1, 5 and 10 steps
 }
 
 
-def loss(phi, data):
-    x, y = data
-    return tm.nn.mse(tm.nn.mlp(phi, x), y)
-
-
-@dataclass
-class Method:
-    title: str
-    algorithm: Callable  # (loss, theta, support, query, **inner) -> (query loss, meta_grad)
-    inner: dict  # its arguments; alpha, rule and lam also say how θ adapts at test
-    budget: tuple  # iterations and first outer step β; adam's falls to 0 along a cosine, sgd's along a line
-    full: tuple = (70_000, 1e-3)  # the same with --full: the released code's iterations
-    outer: Callable = tm.solvers.adam
-
-
-MAML, REPTILE = dict(alpha=0.01, steps=1), dict(alpha=0.02, steps=5)
-IMAML = dict(alpha=0.001, steps=16, rule=tm.solvers.nesterov, lam=10.0, cg_steps=3)
-NONE = dict(alpha=0.0, steps=0)  # no inner step: the plain gradient of the error over all waves
-METHODS = {
-    "maml": Method("MAML", tm.meta.maml, MAML, (14_000, 1e-3)),
-    "fomaml": Method("FO-MAML", tm.meta.fomaml, MAML, (14_000, 1e-3)),
-    "reptile": Method("Reptile", tm.meta.reptile, REPTILE, (9_000, 0.3), full=(70_000, 0.1), outer=tm.solvers.sgd),
-    "imaml": Method("iMAML", tm.meta.imaml, IMAML, (2_200, 1e-3), full=(4_000, 1e-3)),  # each costs ten of MAML's
-    "pretrained": Method("pretrained", tm.meta.fomaml, NONE, (6_000, 1e-3)),
-    "random": Method("random weights", tm.meta.fomaml, NONE, (0, 0.0), full=(0, 0.0)),
-}
-BASELINES = ("pretrained", "random")  # adapt with the best of ALPHAS on validation tasks
-ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1)
-
-
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -71,11 +40,11 @@ def train(name, iterations, first_beta, seed, eager=False):
     """θ after that many meta-batches. Weights ~ N(0, 1 / inputs)."""
     m = METHODS[name]
     rng = np.random.default_rng([seed, 0])
-    theta, state = tm.nn.init_mlp(rng, SIZES, gain=1.0), None
-    report_cg = {"report": True} if m.algorithm is tm.meta.imaml else {}
+    theta, state = m.start(tm.nn.init_mlp(rng, SIZES, gain=1.0)), None
+    report_cg = {"report": True} if "cg_steps" in m.inner else {}
 
-    def iteration(theta, state, support, query, beta):
-        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **report_cg)
+    def iteration(theta, state, support, query, drawn, beta):
+        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **drawn, **report_cg)
         theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
         return theta, state, query_loss, [solution.negative_curvature for solution in cg]
 
@@ -92,7 +61,8 @@ def train(name, iterations, first_beta, seed, eager=False):
     for i in report.progress(m.title, iterations, note):
         support, query = sinusoid.training_batch(rng, TASKS, TRAINING_SHOTS)
         beta = np.array(first_beta * schedule(m.outer, i / iterations), np.float32)
-        theta, state, query_loss, negative = iteration(theta, state, support, query, beta)
+        drawn = m.draw(rng, theta, i / iterations) if m.draw else {}
+        theta, state, query_loss, negative = iteration(theta, state, support, query, drawn, beta)
         report.require_finite(m.title, i, query_loss, theta)
         recent.append((query_loss.item(), negative[0].data.mean() if negative else 0))
     return theta
@@ -106,10 +76,9 @@ def schedule(outer, done):
 
 
 def adapted(name, theta, support, steps, alpha):
-    """φ of every task, found as the method finds it in training: iMAML's on its proximal problem."""
-    inner = METHODS[name].inner
-    objective = tm.meta.proximal(loss, theta, inner["lam"]) if "lam" in inner else loss
-    return tm.meta.adapt(objective, theta, support, alpha=alpha, steps=steps, rule=inner.get("rule", tm.solvers.sgd))
+    """φ of every task, found as the method finds it in training."""
+    objective, weights, options = METHODS[name].at_test(theta, alpha, METHODS[name].inner)
+    return tm.meta.adapt(objective, weights, support, steps=steps, **options)
 
 
 def errors(name, theta, waves, support, alpha, steps=range(TEST_STEPS + 1)):
@@ -195,8 +164,9 @@ def draw_fits(plt, thetas, alphas, path):
 
 def draw_curves(plt, results, path):
     """Error against gradient steps."""
-    figure, axes = plt.subplots(1, len(TEST_SHOTS), figsize=(10.5, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, len(TEST_SHOTS), figsize=(10.5, max(3.6, 0.25 * len(results))), sharey=True)
     for axis, shots in zip(axes, TEST_SHOTS):
+        axis.set_prop_cycle(color=plt.get_cmap("tab10" if len(results) <= 10 else "tab20").colors)
         for name, result in results.items():
             mean, half = (np.array(result[shots][key]) for key in ("mean", "half_width"))
             (line,) = axis.plot(mean, marker=".", ms=4, label=METHODS[name].title)
@@ -212,20 +182,29 @@ def draw_curves(plt, results, path):
     plt.close(figure)
 
 
+def describe(function):
+    """Its name, of a partial with the arguments."""
+    if not isinstance(function, partial):
+        return function.__name__
+    return f"{function.func.__name__}({', '.join(f'{key}={value}' for key, value in function.keywords.items())})"
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
-  python -m benchmarks.sinusoid                                    all methods, under 2 minutes
+  python -m benchmarks.sinusoid                                    four algorithms and baselines, under 2 minutes
   python -m benchmarks.sinusoid --methods maml pretrained          1 minute
   python -m benchmarks.sinusoid --full --json sinusoid.json        the published training, about 11 minutes
+  python -m benchmarks.sinusoid --methods all --iterations 5000    the whole family at one budget, about FAMILY minutes
 """
 
 
 def main(argv=None):
     parser = report.parser(__doc__, EXAMPLES)
-    methods = dict(nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
-    parser.add_argument("--methods", **methods, help="some of: " + " ".join(METHODS) + " (default: all)")
+    methods = dict(nargs="+", choices=[*METHODS, "all"], default=CLASSIC, metavar="NAME")
+    listed = f"all, or some of: {' '.join(METHODS)} (default: {' '.join(CLASSIC)})"
+    parser.add_argument("--methods", **methods, help=listed)
     parser.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
@@ -233,6 +212,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.iterations is not None and args.iterations < 0:
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
+    if "all" in args.methods:
+        args.methods = list(METHODS)
     start = time.perf_counter()
     thetas, alphas, results, settings = {}, {}, {}, {}
     for name in args.methods:
@@ -246,9 +227,9 @@ def main(argv=None):
             print(f"stopped: {error}", file=sys.stderr)
             continue
         thetas[name] = theta
-        alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner["alpha"]
+        alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner.get("alpha")
         results[name] = evaluate(name, thetas[name], alphas[name])
-        inner = {key: getattr(value, "__name__", value) for key, value in m.inner.items()}
+        inner = {key: value if isinstance(value, (int, float, list)) else describe(value) for key, value in m.inner.items()}
         outer = {"outer": m.outer.__name__, "beta": beta, "iterations": iterations, "test_alpha": alphas[name]}
         settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
     if not results:
@@ -260,9 +241,10 @@ def main(argv=None):
     plt = report.pyplot()
     if plt:
         args.out.mkdir(parents=True, exist_ok=True)
-        draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png")
         draw_curves(plt, results, args.out / "sinusoid_steps.png")
-        print(f"pictures: {args.out / 'sinusoid_fits.png'}, {args.out / 'sinusoid_steps.png'}")
+        if len(thetas) <= len(CLASSIC):  # no room for more columns
+            draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png")
+        print(f"pictures: {', '.join(map(str, sorted(args.out.glob('sinusoid_*.png'))))}")
     print(f"{seconds:.0f} s")
     if len(results) < len(args.methods):
         sys.exit(1)
