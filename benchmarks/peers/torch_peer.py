@@ -187,6 +187,7 @@ def build(name, w):
     loss = loss_of(network)
     step = functools.partial(by_hand, w, loss) if by == "hand" else by_vmap(w, loss)
     if by == "compile":
+        torch._dynamo.reset()  # it keeps what it compiled for other workloads, and stops at the eighth
         step = torch.compile(step, fullgraph=True, dynamic=False)
 
     def bind(theta, support, query):
