@@ -107,7 +107,9 @@ def speed():
         results, peer = race["contestants"], race["fastest_peer"]
         ours = min((c for c in results if c.startswith("tinymeta")), key=lambda c: results[c]["median"])
         a, b = results[ours], results[peer]
-        pairs = [f"{r[key]:.2f}" if key == "first" else f"{r[key]:.0f}" for key in ("first", "steady_mb") for r in (a, b)]
+        pairs = [
+            f"{r[key]:.2f}" if key == "first" else f"{r[key]:.0f}" for key in ("first", "steady_mb") for r in (a, b)
+        ]
         rows.append(
             f"| {name} | {1000 * a['median']:.3g} | {1000 * b['median']:.3g} ({peer}) |"
             f" {a['median'] / b['median']:.2f} | {a['median'] / race['floor']['median']:.1f} |"
@@ -115,7 +117,9 @@ def speed():
         )
     machine = record["machine"]
     versions = ", ".join(f"{k} {machine[k]}" for k in ("numpy", "torch", "jax", "autograd") if k in machine)
-    rows.append(f"\nMeasured on {machine['processor']}, {machine['cores']} cores, {versions}; commit {record['commit']}.")
+    rows.append(
+        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, {versions}; commit {record['commit']}."
+    )
     return rows
 
 

@@ -229,7 +229,9 @@ def main(argv=None):
         thetas[name] = theta
         alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner.get("alpha")
         results[name] = evaluate(name, thetas[name], alphas[name])
-        inner = {key: value if isinstance(value, (int, float, list)) else describe(value) for key, value in m.inner.items()}
+        inner = {
+            key: value if isinstance(value, (int, float, list)) else describe(value) for key, value in m.inner.items()
+        }
         outer = {"outer": m.outer.__name__, "beta": beta, "iterations": iterations, "test_alpha": alphas[name]}
         settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
     if not results:
