@@ -117,9 +117,8 @@ def speed():
         )
     machine = record["machine"]
     versions = ", ".join(f"{k} {machine[k]}" for k in ("numpy", "torch", "jax", "autograd") if k in machine)
-    rows.append(
-        f"\nMeasured on {machine['processor']}, {machine['cores']} cores, {versions}; commit {record['commit']}."
-    )
+    commits = ", ".join(dict.fromkeys(race["commit"] for race in record["figures"]["races"].values()))
+    rows.append(f"\nMeasured on {machine['processor']}, {machine['cores']} cores, {versions}; commits {commits}.")
     return rows
 
 

@@ -85,10 +85,10 @@ WORKLOADS = {
     "omniglot-maml-8": Workload("maml", **OMNIGLOT, tasks=8),
     "omniglot-fomaml-8": Workload("fomaml", **OMNIGLOT, tasks=8),
     "omniglot-imaml-8": Workload(**IMAML, tasks=8),
-    "omniglot-maml-32": Workload("maml", **OMNIGLOT, tasks=32),
+    "omniglot-maml-32": Workload("maml", **OMNIGLOT, tasks=32, compile=False),
     "omniglot-fomaml-32": Workload("fomaml", **OMNIGLOT, tasks=32, compile=False),
     "omniglot-imaml-32": Workload(**IMAML, tasks=32, compile=False),
-    "omniglot-20way": Workload("maml", "convnet", tasks=2, steps=5, alpha=0.1, ways=20),
+    "omniglot-20way": Workload("maml", "convnet", tasks=2, steps=5, alpha=0.1, ways=20, compile=False),
 }
 GROWTH = {"steps": (1, 5, 10, 20), "tasks": (1, 8, 32, 64), "ways": (5, 20, 50)}
 GROWTH_BASE = Workload("maml", "convnet", tasks=4, steps=1, alpha=0.05)
@@ -300,6 +300,7 @@ without a peer that is not installed, the others race. Examples, with their time
   python -m benchmarks.speed                                              all, about 15 minutes
   python -m benchmarks.speed --quick                                      tiny networks, to see that all works: seconds
   python -m benchmarks.speed --workloads omniglot-maml-8 --no-memory      one race
+  python -m benchmarks.speed --workloads growth --json speed.json         into a file that keeps its other races
   python -m benchmarks.speed --contestants tinymeta jax                   names, or how they begin
   python -m benchmarks.speed --workloads omniglot-maml-8 --profile        where our time goes
 """
@@ -347,6 +348,14 @@ def run(name, w, found, args):
     return {"contestants": results, "floor": ground, "fastest_peer": fastest_peer(results)}
 
 
+def recorded(path, settings):
+    """What the file holds from a run with these settings: races that are not run again stay."""
+    if path is None or not path.exists():
+        return {"races": {}}
+    record = json.loads(path.read_text())
+    return record["figures"] if record["settings"] == settings else {"races": {}}
+
+
 def arguments():
     parser = report.parser(__doc__, EXAMPLES)
     names = [*WORKLOADS, "growth"]
@@ -377,13 +386,12 @@ def main(argv=None):
     for prefix in args.contestants:
         if not any(c.startswith(prefix) for c in known):
             parser.error(f"no contestant begins with {prefix}; there are {' '.join(sorted(known))}")
-    figures, start = {"races": {}, "missing": missing}, time.perf_counter()
+    settings = {"seed": args.seed, "rounds": args.rounds, "quick": args.quick, "tolerance": TOLERANCE}
+    figures, start = recorded(args.json, settings) | {"missing": missing}, time.perf_counter()
 
     def save():
-        settings = {"seed": args.seed, "rounds": args.rounds, "quick": args.quick, "tolerance": TOLERANCE}
         if args.json:
-            seconds = {"total": round(time.perf_counter() - start)}
-            report.write_json(args.json, figures, settings | {n: vars(w) for n, w in workloads.items()}, seconds)
+            report.write_json(args.json, figures, settings, {"total": round(time.perf_counter() - start)})
 
     try:
         for name, w in workloads.items():
@@ -394,7 +402,7 @@ def main(argv=None):
                 for s, calls, op, shape in kernels:
                     print(f"{1000 * s:8.3f}{s / total:8.1%}{calls:7}  {op} {shape}")
                 continue
-            figures["races"][name] = run(name, w, found, args)
+            figures["races"][name] = run(name, w, found, args) | {"workload": vars(w), "commit": report.commit()}
             save()
         if "growth" in args.workloads and not args.profile and (args.memory or not args.quick):
             wanted = [c for c in GROWING if c.split("-")[0] in found]

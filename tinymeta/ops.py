@@ -70,6 +70,8 @@ def subtract(x, y):
 
 def multiply(x, y):
     """z = x ⊙ y        x̄ = z̄ ⊙ y,   ȳ = z̄ ⊙ x"""
+    if x is y and type(x) is Tensor and x.dtype in FLOATS:
+        return power(x, 2)  # one product in its pullback, not two
     x, y = operands("multiply", x, y)
     return apply(np.multiply, x, y, pullbacks=(lambda z, z_bar: z_bar * y, lambda z, z_bar: z_bar * x))
 
@@ -91,7 +93,8 @@ def power(x, y):
         x, y = as_float(x), y.item() if isinstance(y, np.generic) else y
         if y == 0:
             return Tensor(np.ones_like(x.data))
-        return apply(partial(_power, exponent=y), x, pullbacks=(lambda z, z_bar: z_bar * (y * power(x, y - 1)),))
+        pullback = lambda z, z_bar: y * z_bar * (x if y == 2 else power(x, y - 1))
+        return apply(partial(_power, exponent=y), x, pullbacks=(pullback,))
     x, y = map(as_float, operands("power", x, y))
     return apply(np.power, x, y, pullbacks=(
         lambda z, z_bar: z_bar * y * power(x, where(logical_and(equal(x, 0), equal(y, 0)), 1, y) - 1),

@@ -74,7 +74,8 @@ def proximal(loss, theta, lam):
     def g(phi, data):
         total = task_losses(loss, phi, data)
         for p, t, lam_i in zip(phi, theta, lams, strict=True):
-            total = total + lam_i / 2 * dot([p - t], [p - t])
+            away = p - t
+            total = total + lam_i / 2 * dot([away], [away])
         return total
 
     return g
