@@ -1,7 +1,7 @@
 """What benchmarks/sinusoid trains: every algorithm with its settings, and how its θ adapts to a new wave.
 
-alpha is the inner step, at test too; `budget` is iterations and first outer step, and `full` the same with --full. All
-were tuned by hand on validation waves at a fraction of the budget, with one to four tries each.
+alpha is the inner step, at test too; `budget` is iterations and first outer step, and `full` the same with --full. The
+first four were tuned by hand; the relatives have MAML's, Reptile's or iMAML's steps, or their papers'.
 """
 
 from collections.abc import Callable

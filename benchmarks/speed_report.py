@@ -44,33 +44,58 @@ def table(name, w, results, ground):
     return "\n".join(lines)
 
 
+FAMILIES = {  # how names begin, title, colour, marker; of each the fastest form is drawn
+    ("tinymeta-compiled", "tinymeta-sharded"): ("tinymeta, compiled", "tab:blue", "o"),
+    ("tinymeta-eager",): ("tinymeta, eager", "tab:cyan", "o"),
+    ("torch-compile",): ("torch.compile", "tab:red", "s"),
+    ("torch-hand", "torch-vmap"): ("PyTorch, eager", "tab:orange", "s"),
+    ("jax",): ("JAX, jit", "tab:green", "^"),
+    ("autograd",): ("HIPS autograd", "tab:gray", "D"),
+}
+
+
 def draw(plt, figures, path):
-    """Bars: times over the fastest peer's. Curves: time and memory over what grows."""
+    """Times over the fastest peer's, by workload; time and memory over what grows."""
     races, curves = figures["races"], figures.get("growth", {})
-    figure = plt.figure(figsize=(11, 3 + 0.16 * sum(len(r["contestants"]) for r in races.values())))
-    outer = figure.add_gridspec(2 if curves else 1, 1, height_ratios=[2, 1] if curves else None)
-    columns = min(5, len(races))
-    grid = outer[0].subgridspec(-(-len(races) // columns), columns)
-    for place, (name, r) in zip(grid, races.items()):
-        results, axis = r["contestants"], figure.add_subplot(place)
-        unit = results[fastest_peer(results) or min(results)]["median"]
-        order = sorted(results, key=lambda c: -results[c]["median"])
-        colours = ["tab:gray" if is_peer(c) else "tab:blue" for c in order]
-        axis.barh(order, [results[c]["median"] / unit for c in order], color=colours)
-        axis.axvline(r["floor"]["median"] / unit, color="black", ls=":")
-        axis.set(xscale="log", title=name)
-        axis.tick_params(labelsize=6)
-    if curves:
-        grid = outer[1].subgridspec(1, 2 * len(curves))
-        cells = [(axis, key) for axis in curves for key in ("median", "steady_mb")]
-        for place, (what, key) in zip(grid, cells):
+    figure = plt.figure(figsize=(9, 1.2 + 0.42 * len(races) + 4.6 * bool(curves)))
+    rows = figure.add_gridspec(3 if curves else 1, 1, height_ratios=[0.42 * len(races), 2.2, 2.2] if curves else None)
+    draw_races(figure.add_subplot(rows[0]), races)
+    labels = {"median": "seconds a call", "steady_mb": "peak memory, MB"}
+    for row, (key, label) in enumerate(labels.items(), 1) if curves else ():
+        for i, (place, what) in enumerate(zip(rows[row].subgridspec(1, len(curves)), curves)):
             axis = figure.add_subplot(place)
             for contestant, points in curves[what].items():
+                title, colour, marker = next(v for k, v in FAMILIES.items() if contestant.startswith(k))
                 ys = [np.nan if p[key] is None else p[key] for p in points.values()]
-                axis.plot(list(points), ys, marker=".", label=contestant)
-            axis.set(xlabel=what, title="seconds" if key == "median" else "MB", yscale="log")
-            axis.tick_params(labelsize=6)
-        figure.legend(*axis.get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+                axis.plot([float(x) for x in points], ys, marker=marker, ms=4, color=colour, label=title)
+            axis.set(xlabel=f"{'inner ' * (what == 'steps')}{what}", xscale="log", yscale="log")
+            axis.set_xticks([float(x) for x in points], list(map(str, points)))
+            axis.minorticks_off()
+            if i == 0:
+                axis.set_ylabel(label)
+    figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def draw_races(axis, races):
+    for prefixes, (title, colour, marker) in FAMILIES.items():
+        xs, ys = [], []
+        for y, race in enumerate(races.values()):
+            results = race["contestants"]
+            unit = results[fastest_peer(results) or min(results)]["median"]
+            times = [r["median"] / unit for name, r in results.items() if name.startswith(prefixes)]
+            if times:
+                xs.append(min(times))
+                ys.append(y)
+        axis.plot(xs, ys, marker, color=colour, label=title, ms=7)
+    for y, race in enumerate(races.values()):
+        results = race["contestants"]
+        x = race["floor"]["median"] / results[fastest_peer(results) or min(results)]["median"]
+        axis.plot([x, x], [y - 0.3, y + 0.3], color="black", lw=1, label="matrix products alone" if y == 0 else None)
+    axis.axvline(1, color="lightgray", zorder=0)
+    axis.set(xscale="log", xlabel="time over the fastest peer's: left of 1 is faster", ylim=(len(races) - 0.5, -0.5))
+    axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    axis.minorticks_off()
+    axis.set_yticks(range(len(races)), list(races))
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

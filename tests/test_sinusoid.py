@@ -117,6 +117,34 @@ def test_a_baseline_takes_the_step_that_is_best_on_validation_tasks(monkeypatch)
     assert benchmark.VALIDATION_SEED != benchmark.TEST_SEED
 
 
+@pytest.mark.parametrize("name", [name for name in benchmark.METHODS if name != "random"])
+def test_every_algorithm_trains_and_adapts(name):
+    """Three iterations move θ, compiled as without, and at test adaptation moves away from it."""
+    m = benchmark.METHODS[name]
+    theta, eager = (benchmark.train(name, 3, m.budget[1], seed=0, eager=eager) for eager in (False, True))
+    untrained = benchmark.train(name, 0, m.budget[1], seed=0)
+    for a, b in zip(theta, eager, strict=True):
+        np.testing.assert_allclose(a.data, b.data, rtol=2e-4, atol=2e-5)
+    assert any((a.data != b.data).any() for a, b in zip(theta, untrained))
+    tasks = sinusoid.test_tasks(benchmark.VALIDATION_SEED, 4, 5)
+    e = benchmark.errors(name, theta, *tasks, m.inner.get("alpha") or 0.01, steps=[0, 1, 10])
+    assert e.shape == (3, 4) and np.isfinite(e).all() and (e[1] != e[0]).all() and (e[2] != e[1]).any()
+
+
+def test_learned_step_sizes_are_taken_in_turn_and_the_last_goes_on():
+    theta = tm.meta.init_lslr([tm.Tensor(np.ones((1, 1)))], 0.0, 5)
+    sizes = tm.Tensor(np.arange(5.0))
+    _, _, options = benchmark.METHODS["maml++"].at_test([theta[0], sizes], None, {})
+    assert options["alpha"][0].data.tolist() == [0, 1, 2, 3, 4] + [4] * benchmark.TEST_STEPS
+
+
+def test_the_head_alone_moves_in_anil():
+    theta = benchmark.train("anil", 0, 1e-3, seed=0)
+    phi = benchmark.adapted("anil", theta, sinusoid.test_tasks(1, 3, 5)[1], 2, 0.01)
+    moved = [(p.data != t.data).any() for p, t in zip(phi, theta)]
+    assert moved == [False] * 4 + [True] * 2
+
+
 def test_bad_options_get_one_line_and_status_2(tmp_path):
     for options in (["--iterations", "-1"], ["--methods", "sgd"], ["--full", "--iterations", "3"]):
         result = run(tmp_path, *options)
