@@ -1,4 +1,4 @@
-"""Characters from one or a few examples: MAML, FO-MAML, Reptile and iMAML on Omniglot, after Finn et al. 2017, 5.2.
+"""Characters from one or a few examples: MAML and its relatives on Omniglot, after Finn et al. 2017, section 5.2.
 
 A task shows N characters that were never seen in training, K drawings of each. A convnet adapts to those by gradient
 steps on their cross-entropy and is judged on other drawings. Training draws fresh tasks from the training characters,
@@ -11,6 +11,8 @@ the published one, and draws the learning curve, the accuracy over steps, and a 
 The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
 mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here, in --preset papers; with the other presets, MAML
 and FO-MAML have 0.4. All settings, and what differs from the papers, stand in benchmarks/omniglot_protocols.py.
+
+Of the family, ES-MAML alone is missing: without derivatives, 10⁵ parameters would take far too many draws.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import checkpoint, report
+from benchmarks.omniglot_methods import METHODS
 from benchmarks.omniglot_pictures import draw_curve, draw_steps, draw_task
 from benchmarks.omniglot_protocols import NETWORKS, PRESETS, TITLES, Settings, choose, published
 from tinymeta.tasks import episodes, glyphs, omniglot
@@ -57,6 +60,13 @@ def load_data(args, wanted=None):
     return omniglot.load(args.data)
 
 
+def blank():
+    """As many characters as Omniglot has, drawn in one pixel: enough to check what settings ask for."""
+    n = sum(half.characters for half in omniglot.HALVES)
+    images = np.zeros((n, episodes.DRAWERS, 1, 1), np.uint8)
+    return episodes.Characters("omniglot", images, np.arange(n).astype(str))
+
+
 def roles(s, characters):
     """{"train", "validation", "test"} of Characters, once it is clear that the tasks can be drawn from them."""
     train, validation, test = episodes.split(characters, SPLIT_SEED)
@@ -74,8 +84,11 @@ def initial(s):
     """θ before training."""
     rng = np.random.default_rng([WEIGHTS_SEED, s.seed])
     if s.network == "dense":
-        return tm.nn.init_dense(rng, s.ways, scale=s.scale)
-    return tm.nn.init_convnet(rng, s.ways, s.filters, head_features=4 * s.filters if s.flatten else None, scale=s.scale)
+        weights = tm.nn.init_dense(rng, s.ways, scale=s.scale)
+    else:
+        head_features = 4 * s.filters if s.flatten else None
+        weights = tm.nn.init_convnet(rng, s.ways, s.filters, head_features=head_features, scale=s.scale)
+    return METHODS[s.method].start(s, weights)
 
 
 def logits(s, phi, images):
@@ -92,31 +105,17 @@ def loss_of(s):
     return cross_entropy
 
 
-def inner(s, batch):
-    """Arguments that all methods, and their adaptation at test, have in common."""
-    rule = functools.partial(tm.solvers.adam, beta1=0.0) if s.method == "reptile" else tm.solvers.sgd
-    return dict(alpha=s.alpha, rule=rule, batch=batch and functools.partial(minibatch, batch))
-
-
-def minibatch(size, support, step):
-    """Examples of one inner step: the support in runs of `size`, from its beginning again after its end."""
-    images, labels = support
-    index = (step * size + np.arange(size)) % labels.shape[1]
-    return images[:, index], labels[:, index]
-
-
 @functools.cache
 def meta_step(s, eager):
-    """(θ, support, query) ↦ (query loss, meta-gradient), and of iMAML how conjugate gradients went."""
-    algorithm = getattr(tm.meta, s.method)
-    implicit = dict(lam=s.lam, cg_steps=s.cg_steps, damping=s.damping, report=True) if s.lam else {}
+    """(θ, support, query, noise, schedule) ↦ (query loss, meta-gradient), and how conjugate gradients went, if any."""
+    m = METHODS[s.method]
 
-    def step(theta, support, query):
-        return algorithm(loss_of(s), theta, support, query, steps=s.steps, **inner(s, s.batch), **implicit)
+    def step(theta, support, query, noise, schedule):
+        return m.algorithm(loss_of(s), theta, support, query, **m.options(s), **noise, **schedule)
 
     if eager:
         return step
-    return tm.compile(step, tasks=["support", "query"], stacked=[2], shards=s.shards)
+    return tm.compile(step, tasks=["support", "query", "noise"], stacked=[2], shards=s.shards)
 
 
 def outer_step(s, done):
@@ -143,15 +142,15 @@ def begin(s):
 
 
 def advance(s, run, parts, clock, eager=False):
-    """One iteration on. Its tasks depend on (seed, iteration) alone, so no generator has a state to be kept."""
-    i = run.iteration
+    """One iteration on. Its tasks and noise depend on (seed, iteration) alone: no generator has a state to be kept."""
+    i, m = run.iteration, METHODS[s.method]
     with clock("sampling"):
         rng = np.random.default_rng([TRAINING_SEED, s.seed, i])
         data = episodes.draw_episodes(rng, parts["train"], s.tasks, s.ways, s.training_shots, s.queries)
+        noise, schedule = m.noise(s, rng, run.theta), m.schedule(s, i / s.iterations)
     with clock("step"):
-        loss, meta_grad, *cg = meta_step(s, eager)(run.theta, *data)
-        rule = tm.solvers.sgd if s.method == "reptile" else tm.solvers.adam
-        theta, outer = tm.stop_gradient(rule(run.theta, meta_grad, run.outer, lr=outer_step(s, i / s.iterations)))
+        loss, meta_grad, *cg = meta_step(s, eager)(run.theta, *data, noise, schedule)
+        theta, outer = tm.stop_gradient(m.outer(run.theta, meta_grad, run.outer, lr=outer_step(s, i / s.iterations)))
         report.require_finite(TITLES[s.method], i, loss, theta)
     run.losses[i] = loss.item()
     run.negative[i] = cg[0].negative_curvature.data.mean() if cg else 0
@@ -171,8 +170,8 @@ def train(s, run, parts, save, save_every, clock, eager):
     def note():
         recent = slice(max(0, run.iteration - 100), run.iteration)
         curvature = f", negative curvature in {run.negative[recent].mean():.1%} of tasks" if s.lam else ""
-        validation = f", validation {run.validations[-1][1]:.1%}" if run.validations else ""
-        return f"loss {run.losses[recent].mean():.3f}{validation}{curvature}"
+        accuracy = f", accuracy on validation tasks {run.validations[-1][1]:.1%}" if run.validations else ""
+        return f"query loss in training {run.losses[recent].mean():.3f}{accuracy}{curvature}"
 
     saved = time.monotonic()
     try:
@@ -207,35 +206,14 @@ def predict(s, phi, support, images, transductive=True):
     return tm.concatenate(parts, axis=1)
 
 
-def adapt(s, theta, support, steps, visit):
-    """Adapt as in training, iMAML on its proximal problem, and call visit(k, phi) after k = 0, .., steps steps."""
-    arguments = inner(s, s.test_batch)
-    rule, k = arguments.pop("rule"), 0
-
-    def watched(params, grads, state, *, lr):
-        nonlocal k
-        (phi, state), k = rule(params, grads, state, lr=lr), k + 1
-        visit(k, phi)
-        return phi, state
-
-    objective = tm.meta.proximal(loss_of(s), theta, s.lam) if s.lam else loss_of(s)
-    visit(0, [tm.broadcast_to(t, (len(support[0]), *t.shape)) for t in theta])
-    tm.meta.adapt(objective, theta, support, steps=steps, rule=watched, **arguments)
-
-
 @functools.cache
 def predictions(s, steps, transductive, eager):
     """(θ, support, query images) ↦ the logits after each number of steps."""
 
     def adapt_and_predict(theta, support, images):
-        results = []
-
-        def visit(k, phi):
-            if k in steps:
-                results.append(tm.stop_gradient(predict(s, phi, support, images, transductive)))  # frees its graph
-
-        adapt(s, theta, support, max(steps), visit)
-        return results
+        path = METHODS[s.method].at_test(s, loss_of(s), theta, support, max(steps))
+        wanted = (phi for k, phi in enumerate(path) if k in steps)
+        return [tm.stop_gradient(predict(s, phi, support, images, transductive)) for phi in wanted]  # frees its graph
 
     if eager:
         return adapt_and_predict
@@ -328,6 +306,7 @@ CHOICES = "method", "preset", "ways", "shots", "seed", "network", *OPTIONS  # wh
 EXAMPLES = """\
 examples, with their time on 2 cores:
   python -m benchmarks.omniglot                                    MAML, 5-way 1-shot, 32 filters: 6 minutes
+  python -m benchmarks.omniglot --method meta-sgd                  another algorithm, 3 to 10 minutes
   python -m benchmarks.omniglot --preset long --method reptile     half an hour, 64 filters
   python -m benchmarks.omniglot --preset papers --ways 20          the published training: a day and more
   python -m benchmarks.omniglot --evaluate out/glyphs_5way_1shot_maml.npz --not-transductive
@@ -365,7 +344,7 @@ def at_least(least):
 def arguments():
     p = report.parser(__doc__, EXAMPLES)
     p.set_defaults(seed=None)  # told or not, as all that a checkpoint knows too
-    p.add_argument("--method", choices=TITLES, help="default: maml")
+    p.add_argument("--method", choices=TITLES, metavar="NAME", help=f"{', '.join(TITLES)} (default: maml)")
     p.add_argument("--ways", type=at_least(2), metavar="N", help="characters of a task (default 5)")
     p.add_argument("--shots", type=at_least(1), metavar="K", help="drawings of each to adapt to (default 1)")
     p.add_argument("--preset", choices=PRESETS, help="small (default): minutes; long: half an hour; papers: days")
@@ -404,8 +383,10 @@ def prepare(args):
             raise ValueError(f"{args.evaluate} has no validated parameters yet: it is at iteration {run.iteration}")
         parts, path = roles(s, load_data(args, wanted=s.data)), None
     else:
-        characters = load_data(args)
         chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
+        if args.download:
+            roles(choose("omniglot", **chosen), blank())  # what Omniglot can't give is not worth fetching it
+        characters = load_data(args)
         s = choose(characters.name, **chosen)
         parts, path, run = roles(s, characters), args.checkpoint or args.out / f"{s.name}.npz", begin(s)
         if path.exists():

@@ -65,7 +65,8 @@ def draw_task(plt, s, support, query, chosen, path):
 def draw_methods(plt, records, path):
     """Several methods' records side by side: validation accuracy against minutes of training, accuracy over steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    for (s, record), color in zip(records, ("tab:blue", "tab:orange", "tab:green", "tab:red")):
+    colors = plt.get_cmap("tab10" if len(records) <= 10 else "tab20").colors
+    for (s, record), color in zip(records, colors):
         figures, label = record["figures"], TITLES[s.method]
         iterations, accuracies = np.array(figures["validations"]).T
         minutes = iterations * sum(record["seconds"][part]["median"] for part in ("sampling", "step")) / 60

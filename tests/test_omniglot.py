@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,8 @@ import tinymeta as tm
 from benchmarks import characters as sheets
 from benchmarks import checkpoint, omniglot_pictures, report
 from benchmarks import omniglot as benchmark
-from benchmarks.omniglot_protocols import choose, published
+from benchmarks.omniglot_methods import BLOCKS, METHODS, minibatch
+from benchmarks.omniglot_protocols import PRESETS, TITLES, choose, published
 from tinymeta.tasks import episodes, glyphs
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +40,10 @@ characters = functools.cache(glyphs.load)
 def quick(monkeypatch):
     monkeypatch.setattr(glyphs, "load", characters)
     monkeypatch.setattr(benchmark.report, "pyplot", lambda: None)
-    for preset in benchmark.PRESETS["small"].values():
+    for preset in PRESETS["small"].values():
         monkeypatch.setitem(preset, "validation_tasks", 5)
-    monkeypatch.setitem(benchmark.PRESETS["small"]["reptile"], "test_steps", 12)
+    monkeypatch.setitem(PRESETS["small"]["reptile"], "test_steps", 12)
+    monkeypatch.setitem(PRESETS["small"]["leap"], "test_steps", 12)
 
 
 @pytest.fixture
@@ -71,6 +74,11 @@ def small(**changes):
     return choose("glyphs", **dict(filters=4, tasks=2, iterations=1) | changes)
 
 
+def adapted(s, theta, support, steps):
+    """φ after 0, .., steps steps, as at test."""
+    return list(METHODS[s.method].at_test(s, benchmark.loss_of(s), theta, support, steps))
+
+
 # ---- the whole command -----------------------------------------------------------------------------------------------
 
 
@@ -83,7 +91,8 @@ def test_the_same_command_gives_the_same_figures_and_bytes(tmp_path):
         command = [sys.executable, *warnings, "-m", "benchmarks.omniglot", *TINY, "2", *options]
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert result.returncode == 0, result.stderr
-        assert "MAML  2/2  loss " in result.stderr and "0 s left" in result.stderr
+        assert "MAML  2/2  query loss in training " in result.stderr and "0 s left" in result.stderr
+        assert re.search(r", accuracy on validation tasks \d+\.\d%,?  ", result.stderr)
         outputs.append([line for line in result.stdout.splitlines() if not line.startswith(("pictures", "times"))])
     score = outputs[0][0]
     assert score.startswith("MAML, 5-way 1-shot, glyphs, transductive: acc@3 = ") and "n = 20 test tasks" in score
@@ -99,7 +108,7 @@ def test_the_same_command_gives_the_same_figures_and_bytes(tmp_path):
         assert pictures == {f"glyphs_5way_1shot_maml_{what}.png" for what in ("curve", "steps", "task")}
 
 
-@pytest.mark.parametrize("method", benchmark.TITLES)
+@pytest.mark.parametrize("method", TITLES)
 def test_every_method_trains_resumes_and_is_evaluated(method, folder, capsys):
     assert run(*TINY, 2, "--method", method) == 0
     shown = capsys.readouterr().out
@@ -109,7 +118,9 @@ def test_every_method_trains_resumes_and_is_evaluated(method, folder, capsys):
     assert (folder / f"out/glyphs_5way_1shot_{method}.npz").read_bytes() == saved
     assert run("--evaluate", f"out/glyphs_5way_1shot_{method}.npz", "--test-tasks", 20) == 0
     assert capsys.readouterr().out.splitlines()[:6] == shown.splitlines()[:6]
-    assert ("negative curvature" in shown) == (method == "imaml")
+    assert ("negative curvature" in shown) == (method in ("imaml", "newton", "shrinkage"))
+    assert run("--evaluate", f"out/glyphs_5way_1shot_{method}.npz", "--test-tasks", 20, "--not-transductive") == 0
+    assert "glyphs, not transductive: acc@" in capsys.readouterr().out
 
 
 def test_compiled_and_eager_training_end_with_the_same_bytes(folder, capsys):
@@ -168,6 +179,22 @@ def test_what_is_downloaded_is_used(folder, monkeypatch, capsys):
     assert "could not fetch all of it" in refused(capsys, "--download")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ways", "101"], "101 ways, but these omniglot characters are only 100"),
+        (["--shots", "16", "--queries", "5"], "16 shots + 5 queries = 21 drawings"),
+    ],
+)
+def test_what_omniglot_cannot_give_is_refused_before_it_is_downloaded(options, said, folder, monkeypatch, capsys):
+    def download(*args):
+        raise ConnectionError("was asked for")
+
+    monkeypatch.setattr(benchmark.omniglot, "download", download)
+    assert said in refused(capsys, "--download", *options)
+    assert "was asked for" in refused(capsys, "--download", "--ways", 100)  # as many as there are for validation
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +208,7 @@ def test_what_is_downloaded_is_used(folder, monkeypatch, capsys):
         (["--method", "sgd"], "invalid choice: 'sgd'"),
         (["--network", "dense", "--filters", "8"], "filters are of the conv network"),
         (["--preset", "large"], "invalid choice: 'large'"),
+        (["--preset", "papers", "--method", "leap"], "Leap's published settings are not all known"),
         (["--ways", "31"], "31 ways, but these glyphs characters are only 30"),
         (["--shots", "16", "--queries", "5"], "16 shots + 5 queries = 21 drawings"),
         (["--shots", "11", "--queries", "1"], "11 shots + 11 queries = 22 drawings"),
@@ -342,6 +370,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(name, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["c.npz"] and path.read_bytes() == before
 
 
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    path, others = tmp_path / "c[1].npz", ["c1.npz.0.part", "c[1].npz.part", "c[1].npzz.0.part"]
+    for name, age in [("c[1].npz.0.part", 90), ("c[1].npz.1.part", 10), *[(name, 90) for name in others]]:
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, times=2 * (time.time() - age,))
+    checkpoint.save(path, {"n": 1})
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "c[1].npz.1.part", *others}
+    assert checkpoint.load(path) == {"n": 1}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_to_a_checkpoint_stays_a_link(folder, capsys):
+    (folder / "disk").mkdir()
+    (folder / "c.npz").symlink_to("disk/target.npz")  # which is not there yet
+    for options in ([], ["--resume"]):
+        assert run(*TINY, 1, "--checkpoint", "c.npz", *options) == 0
+        assert (folder / "c.npz").is_symlink() and not (folder / "disk/target.npz").is_symlink()
+        assert benchmark.restore(folder / "disk/target.npz")[1].iteration == 1
+    assert {file.name for file in (folder / "disk").iterdir()} == {"target.npz"}
+
+
 def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good(folder, monkeypatch, capsys):
     assert run(*TINY, 3, "--checkpoint", "c.npz") == 0
     advance, calls = benchmark.advance, []
@@ -365,7 +414,7 @@ def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good
 # ---- kills and interrupts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", benchmark.TITLES)
+@pytest.mark.parametrize("method", TITLES)
 def test_an_interrupted_training_ends_with_the_same_bytes(method, folder, monkeypatch, capsys):
     """The interrupt comes inside of steps, validations and updates."""
     command = [*TINY, 4, "--method", method]
@@ -439,8 +488,7 @@ def test_not_transductive_one_query_is_judged_alone_as_among_others(flatten):
     s = small(shots=2, test_queries=3, flatten=flatten)
     sizes = s.ways, s.shots, s.test_queries
     support, (images, _) = episodes.test_episodes(0, characters(), 0, 4, *sizes, dtype=np.float64)
-    theta, phis = [tm.Tensor(t.data.astype(np.float64)) for t in network(s)], {}
-    benchmark.adapt(s, theta, support, 2, phis.__setitem__)
+    phis = adapted(s, [tm.Tensor(t.data.astype(np.float64)) for t in network(s)], support, 2)
     together = benchmark.predict(s, phis[2], support, images, transductive=False).data
     assert together.shape == (4, 15, 5) and together.dtype == np.float64
     same = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
@@ -469,27 +517,60 @@ def test_evaluation_does_not_depend_on_batches_nor_on_the_number_of_tasks(monkey
     np.testing.assert_array_equal(benchmark.evaluate(s, network(s), characters(), 1, 40, range(4)), whole)
 
 
-def test_adaptation_at_test_is_that_of_training():
-    for method in benchmark.TITLES:
-        s = small(method=method)
-        support, _ = episodes.test_episodes(0, characters(), 0, 3, 5, 1, 1)
-        theta, phis = network(s), {}
-        benchmark.adapt(s, theta, support, s.steps, phis.__setitem__)
-        loss = benchmark.loss_of(s)
-        objective = tm.meta.proximal(loss, theta, 2.0) if method == "imaml" else loss
-        rule = functools.partial(tm.solvers.adam, beta1=0.0) if method == "reptile" else tm.solvers.sgd
-        expected = tm.meta.adapt(objective, theta, support, alpha=s.alpha, steps=s.steps, rule=rule)
-        assert sorted(phis) == list(range(s.steps + 1))
-        for phi, other, start in zip(phis[s.steps], expected, theta):
-            np.testing.assert_array_equal(phi.data, other.data)
-            np.testing.assert_array_equal(phis[0][0].data[1], theta[0].data)
-            assert phi.shape == (3, *start.shape)
+def shaken(theta):
+    """θ in float64, moved at random: no two step sizes or variances are equal any more."""
+    rng = np.random.default_rng(5)
+    return [tm.Tensor(t.data + 0.05 * rng.standard_normal(t.shape)) for t in theta]
+
+
+def extras(s, theta):
+    """(noise, schedule) of an iteration, in θ's type."""
+    noise, schedule = METHODS[s.method].noise(s, np.random.default_rng(1), theta), METHODS[s.method].schedule(s, 0.05)
+    return noise, {name: a.astype(theta[0].dtype) for name, a in schedule.items()}
+
+
+@pytest.mark.parametrize("method", TITLES)
+def test_adaptation_at_test_is_that_of_training(method):
+    """The query loss that the algorithm returns is that of φ after as many steps at test; without dropout's noise."""
+    s = small(method=method, tasks=3, batch=None, test_batch=None)
+    theta = shaken(network(s))
+    sizes = 3, 5, s.training_shots, s.queries
+    support, query = episodes.draw_episodes(np.random.default_rng(0), characters(), *sizes, dtype=np.float64)
+    noise, schedule = extras(s, theta)
+    noise = {name: [np.ones_like(n) for n in arrays] for name, arrays in noise.items()}
+    expected, *_ = benchmark.meta_step(s, eager=True)(theta, support, query, noise, schedule)
+    path = adapted(s, theta, support, s.steps)
+    assert len(path) == s.steps + 1
+    losses = [benchmark.loss_of(s)(phi, query).data.mean() for phi in path]
+    assert losses[-1] == pytest.approx(expected.item(), rel=1e-9)
+    assert min(abs(other - losses[-1]) for other in losses[:-1]) > 1e-6
+    for p, start in zip(path[0], theta[:14], strict=True):
+        np.testing.assert_array_equal(p.data, np.broadcast_to(start.data, (3, *start.shape)))
+
+
+def test_learned_step_sizes_go_on_with_the_last_one():
+    s = small(method="maml++")
+    theta = shaken(network(s))
+    support, _ = episodes.test_episodes(0, characters(), 0, 2, 5, 1, 1, dtype=np.float64)
+    path = adapted(s, theta, support, 7)
+    for j in range(7):
+        g = tm.grad(tm.sum(benchmark.loss_of(s)(path[j], support)), path[j])
+        for p, g_i, a, ahead in zip(path[j], g, theta[14:], path[j + 1], strict=True):
+            np.testing.assert_allclose(ahead.data, p.data - a.data[min(j, 4)] * g_i.data, rtol=0, atol=1e-9)
+
+
+def test_the_blocks_are_all_parameters_of_either_network():
+    for network_ in benchmark.NETWORKS:
+        options = {} if network_ == "dense" else {"filters": 4}
+        weights = network(choose("glyphs", network=network_, **options))
+        assert [i for block in BLOCKS for i in block] == list(range(len(weights)))
+        assert all(weights[i].shape[-1] == weights[block[0]].shape[-1] for block in BLOCKS for i in block)
 
 
 def test_minibatches_go_round_the_support():
     labels = np.tile(np.arange(5), 3)[None]
     images = np.arange(15)[None]
-    seen = [benchmark.minibatch(10, (images, labels), step) for step in range(3)]
+    seen = [minibatch(10, (images, labels), step) for step in range(3)]
     assert np.concatenate([x[0] for x, _ in seen]).tolist() == [*range(15), *range(15)]
     assert all((np.bincount(y[0]) == 2).all() for _, y in seen)  # balanced
 
@@ -516,6 +597,10 @@ PAPERS = [  # Finn et al., App. A.1; the README of Reptile's code; Rajeswaran et
                             tasks=32, iterations=20_000, beta=1e-3, decay="none", flatten=True)),
         (["imaml"], 20, dict(alpha=0.1, steps=25, test_steps=25, lam=2.0, cg_steps=5, damping=2 * (2 + 10) - 2,
                              tasks=32, iterations=20_000, beta=1e-3, decay="none", flatten=True)),
+        (["maml++"], 5, dict(alpha=0.1, steps=5, test_steps=5, tasks=8, iterations=100 * 500, beta=1e-3,
+                             decay="cosine")),
+        (["maml++"], 20, dict(alpha=0.1, steps=5, test_steps=5, tasks=8, iterations=100 * 500, beta=1e-3,
+                              decay="cosine")),
     ]
     for method in methods
 ]  # fmt: skip
@@ -527,6 +612,8 @@ def test_the_papers_settings(method, ways, settings, shots):
     """iMAML's code solves (1 + 1) v + H v / (λ + 10) = g: to scale, v + H v / (λ + damping), damping 22."""
     if method == "reptile":  # trains on 10 shots, without queries, and is judged on one a class
         settings = settings | dict(shots=shots, training_shots=10, test_queries=1)
+    elif method == "maml++":  # one target image a class
+        settings = settings | dict(shots=shots, training_shots=shots, queries=1, test_queries=1)
     else:
         settings = settings | dict(shots=shots, training_shots=shots, queries=shots, test_queries=shots)
     chosen = vars(choose("omniglot", method, "papers", ways, shots))
@@ -535,7 +622,12 @@ def test_the_papers_settings(method, ways, settings, shots):
 
 @pytest.mark.parametrize("preset", ["small", "long"])
 def test_twenty_ways_are_as_long_and_as_many_images_as_five(preset):
-    for method, steps in {"maml": 5, "fomaml": 5, "reptile": 10, "imaml": 25}.items():
+    steps_of_each = {
+        "maml": 5, "fomaml": 5, "reptile": 10, "imaml": 25, "truncated": 5, "maml++": 5, "meta-sgd": 5, "anil": 5,
+        "dropout": 5, "leap": 10, "newton": 3, "shrinkage": 25,
+    }  # fmt: skip
+    assert steps_of_each.keys() == TITLES.keys() == METHODS.keys() == PRESETS[preset].keys()
+    for method, steps in steps_of_each.items():
         five, twenty = (choose("glyphs", method, preset, ways) for ways in (5, 20))
         assert (twenty.iterations, twenty.steps) == (five.iterations, steps)
         assert five.tasks <= 4 * twenty.tasks < five.tasks + 4
@@ -548,12 +640,15 @@ PUBLISHED = [  # method, network, transductive; % and ± of 5-way 1-shot, 5-way 
     ("reptile", "conv", False, (95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
     ("reptile", "conv", True, (97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
     ("imaml", "conv", True, (99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.10)),
+    ("newton", "conv", True, (99.50, 0.26), (99.74, 0.11), (96.18, 0.36), (99.14, 0.10)),
+    ("meta-sgd", "conv", True, (99.53, 0.26), (99.93, 0.09), None, None),
+    ("anil", "conv", True, None, None, (96.2, 0.5), (98.0, 0.3)),
 ]
 
 
 def test_the_published_figures():
     known = {row[:3]: dict(zip([(5, 1), (5, 5), (20, 1), (20, 5)], row[3:])) for row in PUBLISHED}
-    for which in itertools.product(benchmark.TITLES, benchmark.NETWORKS, [True, False]):
+    for which in itertools.product(TITLES, benchmark.NETWORKS, [True, False]):
         method, network, transductive = which
         for ways, shots in itertools.product([5, 6, 20], [1, 2, 5]):
             s = choose("glyphs", method, ways=ways, shots=shots, network=network)
@@ -627,26 +722,98 @@ def test_the_picture_and_the_figures_are_of_the_best_parameters(folder, monkeypa
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", benchmark.TITLES)
+@pytest.mark.parametrize("method", TITLES)
 def test_a_step_is_the_methods_own(method):
     s = small(method=method)
     theta = network(s)
     support, query = episodes.draw_episodes(np.random.default_rng(0), characters(), 2, 5, s.training_shots, s.queries)
-    minibatch = lambda support, step: [a[:, 10 * step : 10 * step + 10] for a in support]  # 5 steps of 10 of 50
+    ten = lambda support, step: [a[:, 10 * (step % 5) : 10 * (step % 5) + 10] for a in support]  # of 50
+    noise, schedule = extras(s, theta)
+    blocks = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13]]
+    solve = functools.partial(tm.solvers.hessian_free, cg_steps=5, halvings=5)
+    m, implicit = tm.meta, dict(cg_steps=5, damping=22.0)
     algorithm, options = {
-        "maml": (tm.meta.maml, dict(alpha=0.4, steps=1)),
-        "fomaml": (tm.meta.fomaml, dict(alpha=0.4, steps=1)),
+        "maml": (m.maml, dict(alpha=0.4, steps=1)),
+        "fomaml": (m.fomaml, dict(alpha=0.4, steps=1)),
         "reptile": (
-            tm.meta.reptile,
-            dict(alpha=1e-3, steps=5, rule=functools.partial(tm.solvers.adam, beta1=0.0), batch=minibatch),
+            m.reptile,
+            dict(alpha=1e-3, steps=5, rule=functools.partial(tm.solvers.adam, beta1=0.0), batch=ten),
         ),
-        "imaml": (tm.meta.imaml, dict(alpha=0.1, steps=16, lam=2.0, cg_steps=5, damping=22.0)),
+        "imaml": (m.imaml, dict(alpha=0.1, steps=16, lam=2.0, **implicit)),
+        "truncated": (m.truncated, dict(alpha=0.1, steps=5, last=2)),
+        "maml++": (m.maml_plus_plus, dict(steps=5, **schedule)),
+        "meta-sgd": (m.meta_sgd, dict(steps=1)),
+        "anil": (m.anil, dict(alpha=0.4, steps=5, head=2)),
+        "dropout": (m.maml, dict(alpha=0.4, steps=1, rule=m.dropout(noise.get("noise", [])))),
+        "leap": (m.leap, dict(alpha=0.1, steps=10, batch=ten)),
+        "newton": (m.imaml, dict(alpha=1.0, steps=3, lam=2.0, solve=solve, **implicit)),
+        "shrinkage": (m.shrinkage, dict(alpha=0.1, steps=16, modules=blocks, **implicit)),
     }[method]
-    loss, meta_grad = algorithm(benchmark.loss_of(s), theta, support, query, **options)
-    own_loss, own, *_ = benchmark.meta_step(s, eager=True)(theta, support, query)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # negative curvature
+        loss, meta_grad = algorithm(benchmark.loss_of(s), theta, support, query, **options)
+    own_loss, own, *_ = benchmark.meta_step(s, eager=True)(theta, support, query, noise, schedule)
     assert own_loss.item() == loss.item()
-    for a, b in zip(own, meta_grad):
+    for a, b in zip(own, meta_grad, strict=True):
         np.testing.assert_array_equal(a.data, b.data)
+
+
+@pytest.mark.parametrize("method", TITLES)
+def test_a_compiled_step_on_shards_is_the_eager_one(method):
+    s = small(method=method, tasks=3, shards=2)
+    theta = shaken(network(s))
+    sizes = 3, 5, s.training_shots, s.queries
+    data = episodes.draw_episodes(np.random.default_rng(0), characters(), *sizes, dtype=np.float64)
+    expected, found = (benchmark.meta_step(s, eager)(theta, *data, *extras(s, theta))[:2] for eager in (True, False))
+    assert found[0].item() == pytest.approx(expected[0].item(), rel=1e-9)
+    for a, b in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(a.data, b.data, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_learned_beside_weights_is_trained_and_kept(folder):
+    for method, count, start in (("meta-sgd", 28, 0.4), ("maml++", 28, 0.1), ("shrinkage", 19, -np.log(2))):
+        assert run(*TINY, 2, "--method", method) == 0
+        run_ = benchmark.restore(folder / f"out/glyphs_5way_1shot_{method}.npz")[1]
+        first = network(small(method=method))
+        assert len(run_.theta) == len(run_.best) == len(first) == count
+        for a, b in zip(run_.theta[14:], first[14:]):
+            assert a.shape == b.shape and (b.data == np.float32(start)).all() and (a.data != b.data).any()
+
+
+def drawn_in(s, monkeypatch):
+    """[(noise, schedule)] of a training's iterations."""
+    seen = []
+    step = lambda theta, support, query, *extra: seen.append(extra) or (tm.Tensor(1.0), [t * 0 for t in theta])
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "meta_step", lambda s, eager: step)
+        patch.setattr(benchmark, "evaluate", lambda *args, **keywords: np.array([[0.5]]))
+        run, parts = benchmark.begin(s), benchmark.roles(s, characters())
+        while run.iteration < s.iterations:
+            run = benchmark.advance(s, run, parts, benchmark.Clock(list))
+    return seen
+
+
+def test_every_iteration_has_noise_of_its_own(monkeypatch):
+    s = small(method="dropout", iterations=3, filters=16)
+    first, again, other = (
+        [noise["noise"] for noise, _ in drawn_in(settings, monkeypatch)]
+        for settings in (s, s, benchmark.dataclasses.replace(s, seed=1))
+    )
+    for noise in first:
+        assert [n.shape for n in noise] == [(2, 1, *t.shape) for t in network(s)]
+        values = np.concatenate([n.ravel() for n in noise])
+        np.testing.assert_allclose(np.unique(values), [0, 1 / 0.9], rtol=1e-6)
+        assert abs((values == 0).mean() - 0.1) < 4 * np.sqrt(0.09 / values.size)
+    same = lambda a, b: all((x == y).all() for x, y in zip(a, b, strict=True))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(same(a, b) for a, b in itertools.combinations(first + other, 2))
+
+
+def test_the_weights_of_the_multi_step_loss_reach_the_last_step_after_a_tenth(monkeypatch):
+    weights = [schedule["weights"] for _, schedule in drawn_in(small(method="maml++", iterations=40), monkeypatch)]
+    np.testing.assert_allclose(weights[0], np.full(5, 0.2), rtol=1e-6)
+    assert all(0 < a[0] < b[0] for a, b in zip(weights[3:0:-1], weights[2::-1])) and (weights[3][:4] > 0).all()
+    assert all(w.tolist() == [0, 0, 0, 0, 1] for w in weights[4:])
 
 
 def steps_of(s, monkeypatch, accuracies):
@@ -679,6 +846,7 @@ def test_the_best_on_validation_tasks_is_kept_the_latest_among_equals(monkeypatc
     [
         ("maml", 0.01 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2),  # Adam's steps have the size β, along a cosine
         ("reptile", 3 * 0.01 * (1 - np.arange(4) / 4)),  # θ goes a share β of the way to φ, along a line
+        ("leap", 3 * 0.01 * (1 - np.arange(4) / 4)),
     ],
 )
 def test_outer_steps_decay(method, expected, monkeypatch):
@@ -788,6 +956,17 @@ def test_the_steps_show_both_networks_and_the_published_figure(plt, tmp_path):
     assert (paper, chance) == ([98.7, 98.7], [20, 20])
     band = plt.gcf().axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((20 - 1.96, 43 + 1.96))
+
+
+def test_all_methods_find_a_place_in_the_picture_of_methods(plt, tmp_path):
+    seconds = {"sampling": {"median": 1.0}, "step": {"median": 29.0}}
+    records = [(small(method=method), {"figures": figures_of(), "seconds": seconds}) for method in TITLES]
+    omniglot_pictures.draw_methods(plt, records, tmp_path / "p.png")
+    left, right = plt.gcf().axes
+    assert [line.get_label() for line in left.lines] == list(TITLES.values())
+    assert len({line.get_color() for line in left.lines}) == len(TITLES)
+    assert left.lines[-1].get_xydata().tolist() == [[1, 25], [2, 75], [3, 50]]  # minutes, %
+    assert sum(len(line.get_xdata()) == 4 for line in right.lines) == len(TITLES)
 
 
 def test_right_is_green_and_wrong_is_red(plt, tmp_path):

@@ -10,6 +10,7 @@ by a digest of all its pixels, so it may have been unpacked and zipped again; th
 at once, and which is rebuilt if it is damaged.
 """
 
+import glob
 import hashlib
 import http.client
 import io
@@ -17,6 +18,7 @@ import json
 import os
 import stat
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -241,8 +243,16 @@ def read_cache(file, stamp):
 
 
 def write_whole(file, data):
-    """All of the file or nothing, even if two processes write it at once, or one is killed."""
+    """All of the file or nothing, even if two processes write it at once, or one is killed. A link stays a link.
+
+    What a killed one has left, FILE.….part, is removed when the file is written again a minute later or more.
+    """
+    file = Path(os.path.realpath(file))
     file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(f"{glob.escape(file.name)}.*.part"):
+        with suppress(OSError):  # another process removes it, or writes to it and has it renamed
+            if time.time() - left.stat().st_mtime > 60:
+                left.unlink()
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "xb") as stream:
