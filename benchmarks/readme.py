@@ -50,7 +50,7 @@ def omniglot_records():
         return json.loads(path.read_text()) if path.exists() else None
 
     records = [(read(method), read(f"{method}_not_transductive")) for method in TITLES]
-    return [(Settings(**record["settings"]), record, alone) for record, alone in records]
+    return [(Settings(**record["settings"]), record, alone) for record, alone in records if record]
 
 
 def omniglot():
