@@ -10,7 +10,7 @@ objective, has that factor once more, in ∂φ/∂θ; iMAML has it in φ alone, 
 
 Prints ‖ĝ − g‖ / ‖g‖ for both, with gradient descent and with Nesterov's method inside, beside the published values, and
 the order of iMAML's error in δ = ‖φ − φ*‖, which the paper proves to be O(δ). The paper's dimension, condition number,
-λ and step size are UNVERIFIED. Ours are chosen so that its picture appears: one large eigenvalue, to which CG takes one
+λ and step size are not known to us. Ours are chosen so that its picture appears: one large eigenvalue, to which CG takes one
 step and which keeps gradient descent's α small, and 49 close to each other.
 """
 
@@ -206,7 +206,7 @@ def draw(plt, errors, orders, path):
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "time on 2 cores: under 10 seconds")
+    parser = report.parser(__doc__, "time on 2 cores: 5 to 20 seconds")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     tasks = problem(args.seed)

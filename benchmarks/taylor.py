@@ -21,7 +21,7 @@ them without replacement. AvgGrad and AvgGradInner are means over the whole pool
 them would pull the coefficients toward 0. Each draw is seen at α and at −α: what is odd in α is then the first order,
 freed of the scatter of ḡ and of α².
 
-Takes half a minute on one core, in float64, on a tanh network.
+Takes half a minute to a minute on one core, in float64, on a tanh network.
 """
 
 import time

@@ -116,6 +116,10 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
     check_steps(steps)
+    longest = lr.data if isinstance(lr, Tensor) else lr
+    if np.shape(longest) or not longest > 0:
+        raise ValueError(f"lr is the longest step to try, one positive number for all parameters, got {lr}")
+    phi = stop_gradient(phi)
     for k in range(steps):
         before = loss(phi, k)
         g = grad(sum(before), phi, create_graph=True)  # one graph, walked by every product
@@ -137,7 +141,7 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
 
 
 def check_steps(steps):
-    if steps < 0:
+    if not hasattr(steps, "__index__") or steps < 0:
         raise ValueError(f"steps must be 0 or more, got {steps}")
 
 
@@ -210,6 +214,8 @@ def neumann(matvec, b, *, steps, eta, x0=None):
     are taken at the solution (Lorraine et al. 2020). matvec, b, x0 and the result: as for `cg`; no task stops early.
     """
     product = checked("neumann", matvec, b, steps)
+    if not (eta.data if isinstance(eta, Tensor) else eta) > 0:
+        raise ValueError(f"neumann: eta must be positive, and below 2 over A's largest eigenvalue, got {eta}")
     if x0 is None:
         x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
     else:

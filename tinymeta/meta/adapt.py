@@ -28,6 +28,8 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     solve: solve(objective, phi, lr=alpha, steps=steps) -> phi takes the place of these steps, for φ as a leaf; e.g.
     partial(tm.solvers.hessian_free, cg_steps=5). objective(phi, step) -> (tasks,); for one of your own see `imaml`.
     """
+    if solve and rule is not sgd:
+        raise ValueError("adapt: solve takes the place of the steps, and so of their rule; leave one of them out")
     if create_graph and solve:
         raise ValueError("adapt: create_graph=True differentiates gradient descent's steps; leave solve out")
     objective, phi = inner_problem(loss, theta, support, batch)
@@ -49,9 +51,22 @@ def inner_problem(loss, theta, support, batch):
     theta, tasks = parameters("theta", theta), count_tasks(support)
 
     def support_loss(phi, step):
-        return task_losses(loss, phi, batch(support, step) if batch else support)
+        return task_losses(loss, phi, of_step(support, batch, step))
 
     return support_loss, [broadcast_to(t, (tasks, *t.shape)) for t in theta]
+
+
+def of_step(support, batch, step):
+    """The data of an inner step, which all tasks must still be in: one task's would be broadcast to all."""
+    if not batch:
+        return support
+    data, tasks = batch(support, step), count_tasks(support)
+    if count_tasks(data) != tasks:
+        raise ValueError(
+            f"batch(support, {step}) has {count_tasks(data)} tasks, support {tasks}: the first axis is the tasks',"
+            " a minibatch is taken from the next, e.g. a[:, step]"
+        )
+    return data
 
 
 def check(theta, support, query):
@@ -60,14 +75,19 @@ def check(theta, support, query):
     A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
     """
     count_tasks(support, query)
-    theta = parameters("theta", theta)
-    for i, t in enumerate(theta):
-        if t.inputs:
+    return leaves("theta", theta)
+
+
+def leaves(name, xs):
+    """xs as a list of leaves; ValueError where one has a history."""
+    xs = parameters(name, xs)
+    for i, x in enumerate(xs):
+        if x.inputs:
             raise ValueError(
-                f"theta[{i}] is the result of {t.op} and would keep all that it was computed from: cut it, and the"
-                " optimiser's state too, with theta, state = tm.stop_gradient((theta, state))"
+                f"{name}[{i}] is the result of {x.op} and would keep all that it was computed from: cut it, and the"
+                f" optimiser's state too, with {name}, state = tm.stop_gradient(({name}, state))"
             )
-    return stop_gradient(theta)
+    return stop_gradient(xs)
 
 
 def parameters(name, xs):

@@ -10,7 +10,7 @@ First order has the first part only.
 """
 
 from ..ops import broadcast_to, mean
-from ..solvers import sgd
+from ..solvers import check_steps, sgd
 from ..tensor import grad, stop_gradient
 from .adapt import check, count_tasks, task_losses, trajectory
 
@@ -24,7 +24,8 @@ def anil(loss, theta, support, query, *, alpha, steps, head, first_order=False, 
     batch, rule: see `adapt`. Raises ValueError unless 0 ≤ head ≤ len(theta).
     """
     theta, tasks = check(theta, support, query), count_tasks(support)
-    if not 0 <= head <= len(theta):
+    check_steps(steps)
+    if head not in range(len(theta) + 1):
         raise ValueError(f"head is how many of theta's {len(theta)} parameters adapt, from the last on; got {head}")
     body = [broadcast_to(t, (tasks, *t.shape)) for t in theta[: len(theta) - head]]
 

@@ -23,8 +23,9 @@ outer population meet the same inner noise, so that U is one function, and only 
 import numpy as np
 
 from ..ops import broadcast_to, concatenate, matmul, mean, reshape
+from ..solvers import step
 from ..tensor import Tensor, recording
-from .adapt import check, count_tasks, numbers, parameters
+from .adapt import check, count_tasks, numbers, of_step, parameters
 
 
 def draw_es_noise(rng, theta, tasks, *, steps, perturbations, queries):
@@ -52,7 +53,7 @@ def es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, batch=No
 
         def adapted_loss(x):
             for k in range(steps):
-                x = moved(x, alpha, es_grad(on(loss, support, batch, k), x, at(inner, k), sigma)[1])
+                x = step(x, alpha, es_grad(on(loss, support, batch, k), x, at(inner, k), sigma)[1])
             return on(loss, query)(x)
 
         values, meta_grad = es_grad(adapted_loss, stacked(theta, query), outer, sigma)
@@ -73,11 +74,12 @@ def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noi
         x, path = stacked(theta, query), []
         for k in range(steps):
             values, g = es_grad(on(loss, support, batch, k), x, at(inner, k), sigma)
-            x = moved(x, alpha, g)
+            x = step(x, alpha, g)
             path.append(values)
         query_values, v = es_grad(on(loss, query), x, outer, sigma)
-        for k in reversed(range(steps)) if hessian else ():
-            v = moved(v, alpha, es_hvp(path[k], at(inner, k), sigma, v))
+        alphas = alpha if isinstance(alpha, (list, tuple)) else [alpha] * len(v)
+        for k in reversed(range(steps)) if hessian else ():  # α on v, as each parameter may have its own
+            v = step(v, 1.0, es_hvp(path[k], at(inner, k), sigma, [a * v_i for a, v_i in zip(alphas, v)]))
         return mean(query_values), [mean(g, axis=(0, 1)) for g in v]
 
 
@@ -125,10 +127,6 @@ def flat(h):
     return reshape(h, (*h.shape[:2], -1))
 
 
-def moved(x, alpha, g):
-    return [x_i - alpha * g_i for x_i, g_i in zip(x, g)]
-
-
 def at(inner, step):
     return [h[:, step] for h in inner]
 
@@ -138,9 +136,9 @@ def stacked(theta, data):
     return [broadcast_to(t, (count_tasks(data), 1, *t.shape)) for t in theta]
 
 
-def on(loss, data, batch=None, step=None):
+def on(loss, data, batch=None, k=None):
     """f: the loss of m points of every task, on all of the data or on the batch of a step."""
-    data = batch(data, step) if batch else data
+    data = of_step(data, batch, k)
 
     def f(x):
         tasks, m = x[0].shape[:2]

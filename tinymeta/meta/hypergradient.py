@@ -15,7 +15,7 @@ With L_T = L_s(w) + c/2 ‖w − λ‖² the mixed term is −c v, and dF/dλ is
 from ..ops import mean, sum
 from ..solvers import cg
 from ..tensor import grad, stop_gradient, vjp
-from .adapt import parameters, task_losses
+from .adapt import leaves, parameters, task_losses
 from .imaml import warn_of_negative_curvature, warn_of_numbers
 
 
@@ -30,7 +30,7 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     report=True appends the solver's `Solution`; without it a RuntimeWarning counts the tasks of negative curvature,
     which are at no minimum, and whose v is as far as CG got.
     """
-    w, hyper = stop_gradient((parameters("w", w), parameters("hyper", hyper)))
+    w, hyper = stop_gradient(parameters("w", w)), leaves("hyper", hyper)
     val_losses = task_losses(val_loss, w, hyper)
     bars = grad(sum(val_losses), [*w, *hyper])
     w_bar, direct = bars[: len(w)], bars[len(w) :]

@@ -22,9 +22,9 @@ more; and it leaves out the factor p, which matters for the energy alone.
 """
 
 from ..ops import abs, greater, mean, sqrt, sum, where
-from ..solvers import dot, per_task, sgd
+from ..solvers import check_steps, dot, per_task, sgd
 from ..tensor import grad, stop_gradient
-from .adapt import adapt, check, task_losses
+from .adapt import check, inner_problem, task_losses
 
 
 def leap(
@@ -38,20 +38,19 @@ def leap(
     """
     if p not in (1, 2):
         raise ValueError(f"p must be 1, the length of the way, or 2, its energy; got {p}")
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
+    check_steps(steps)
     theta = check(theta, support, query)
-    phi, state = adapt(loss, theta, support, alpha=alpha, steps=0), None
+    objective, phi = inner_problem(loss, theta, support, batch)
+    phi, state = stop_gradient(phi), None
     meta_grad = [t * 0 for t in theta]
     for k in range(steps):
-        data = batch(support, k) if batch else support
-        f = task_losses(loss, phi, data)
+        f = objective(phi, k)
         g = grad(sum(f), phi)
         ahead, state = stop_gradient(rule(phi, g, state, lr=alpha))
         way = [b - a for a, b in zip(phi, ahead)]
         square = dot(way, way)
         if loss_coordinate:
-            climb = loss(ahead, data) - f
+            climb = objective(ahead, k) - f
             square = square + climb * climb
             climb = -abs(climb) if stabiliser else climb
             way = [d + per_task(climb, g_i) * g_i for d, g_i in zip(way, g)]

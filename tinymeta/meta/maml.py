@@ -18,7 +18,7 @@ all eigenvalues of I − α H between −1 and 1, what is left out shrinks geome
 """
 
 from ..ops import mean, sum
-from ..solvers import sgd
+from ..solvers import check_steps, sgd
 from ..tensor import grad, stop_gradient
 from .adapt import adapt, check, task_losses, trajectory
 
@@ -49,7 +49,8 @@ def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, ru
 
     Raises ValueError unless 0 ≤ last ≤ steps. batch's steps and the rule's state go on across the cut.
     """
-    if not 0 <= last <= steps:
+    check_steps(steps)
+    if last not in range(steps + 1):
         raise ValueError(f"last is the number of inner steps to go back through, 0 to steps={steps}, got {last}")
     theta, cut = check(theta, support, query), steps - last
     options = {"alpha": alpha, "steps": steps, "batch": batch, "rule": rule}

@@ -33,9 +33,9 @@ def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=F
         raise ValueError(f"steps must be 1 or more, got {steps}: the losses after the steps are what is learned from")
     require_shapes(a, [(steps,)] * len(w))
     weights = Tensor(weights)
-    if weights.shape != (steps,):
+    if weights.shape != (steps,) or weights.dtype != w[0].dtype:
         raise ValueError(
-            f"weights are {describe(weights)}, expected shape ({steps},): one for the loss after each step"
+            f"weights are {describe(weights)}, expected {w[0].dtype}, shape ({steps},): one for the loss after each step"
         )
     options = {"steps": steps, "batch": batch, "rule": per_step, "create_graph": not first_order}
     _, *path = trajectory(loss, w, support, alpha=a, **options)
@@ -64,6 +64,8 @@ def multi_step_weights(steps, epoch, *, epochs=10, dtype=np.float32):
     All start at 1/steps. All but the last fall in proportion to 1 − epoch/epochs, down to 0.03/steps, which the last
     makes up for; from `epochs` on only the last counts.
     """
+    if steps < 1 or epoch < 0:
+        raise ValueError(f"there are weights for 1 or more steps, from epoch 0 on, got steps={steps}, epoch={epoch}")
     others = max(1 - epoch / epochs, 0.03) / steps if epoch < epochs else 0.0
     weights = np.full(steps, others, dtype)
     weights[-1] = 1 - (steps - 1) * others
