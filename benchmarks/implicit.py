@@ -9,9 +9,9 @@ Gradient descent leaves φ − φ* = (I − α (H + λI))^steps (θ − φ*). Ba
 objective, has that factor once more, in ∂φ/∂θ; iMAML has it in φ alone, plus what CG leaves.
 
 Prints ‖ĝ − g‖ / ‖g‖ for both, with gradient descent and with Nesterov's method inside, beside the published values, and
-the order of iMAML's error in δ = ‖φ − φ*‖, which the paper proves to be O(δ). The paper's dimension, condition number,
-λ and step size are not known to us. Ours are chosen so that its picture appears: one large eigenvalue, to which CG takes one
-step and which keeps gradient descent's α small, and 49 close to each other.
+the order of iMAML's error in δ = ‖φ − φ*‖, which the paper proves to be O(δ). The paper's dimension, condition
+number, λ and step size are not known to us. Ours are chosen so that its picture appears: one large eigenvalue, to which
+CG takes one step and which keeps gradient descent's α small, and 49 close to each other.
 """
 
 import time
@@ -218,7 +218,7 @@ def main(argv=None):
         "mu": MU,
     }  # fmt: skip
     print(", ".join(f"{key} = {value:.4g}" for key, value in settings.items()))
-    print("(the paper's dimension, κ, λ and step size are UNVERIFIED)\n")
+    print("(the paper's dimension, κ, λ and step size are not known to us)\n")
     print(table(errors))
     cross = crossing(errors)
     when = f"from {cross:.0f} steps on" if cross else "nowhere up to 100 steps"

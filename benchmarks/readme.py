@@ -122,7 +122,7 @@ def speed():
     """Our step beside the fastest peer's, by workload."""
     record = json.loads((ROOT / "benchmarks/results/speed.json").read_text())
     rows = [
-        "| | ours, ms | fastest peer, ms | ours / peer | ours / floor | first result, s | peak memory, MB |",
+        "| | ours, ms | fastest peer, ms | ours / peer | ours / products | first result, s | peak memory, MB |",
         "|---" * 7 + "|",
     ]
     for name, race in record["figures"]["races"].items():

@@ -2,14 +2,15 @@
 
 Every contestant's gradient is first compared with our eager float64 and float32 ones: one that is off by more than
 rounding ends the run. Then all take turns, a short burst of calls each, after a pause in which the threads of the one
-before fall asleep and a call that is not timed. Each library has the better number of threads, the columns are
+before fall asleep and a call that is not timed. Where one or two threads can be chosen, a few calls decide. Columns:
 
     ms        median of a call, and its quartiles       ×         the same as a multiple of the fastest peer's
     first     seconds to the first result, compilation included, in a process of its own
     MB        peak of that process above what it held after imports: in the first call, and in the calls after it
 
-and the last line is the floor, the step's matrix products alone, one after the other on contiguous arrays. Growth is
-time and memory over inner steps, tasks and ways, each point in a process of its own.
+The last line is the floor: np.matmul for the step's matrix products alone, one after the other on contiguous arrays. It
+is no strict one, for outer products and small matrices can be multiplied faster. Growth is time and memory over inner
+steps, tasks and ways, each point in a process of its own, three calls after the first: rough, by up to a factor of 2.
 
 Peers stand in benchmarks/peers, in the forms that their experts would choose. Their arrays are converted before the
 clock starts; ours are copied in and out while it runs.

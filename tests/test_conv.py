@@ -130,7 +130,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="padding is 'same', 'valid' or a number"):
         tm.conv2d(x, w, padding=-1)
     for options in [(5, 1), (0, 1), (2, 0)]:
-        with pytest.raises(ValueError, match="patches of size"):
+        with pytest.raises(ValueError, match="patches of size|is a whole number"):
             tm.patches(x, *options)
     with pytest.raises(ValueError, match="unpatch"):
         tm.unpatch(np.ones((1, 2, 2, 3, 3, 1)), (1, 3, 3, 1))
@@ -287,3 +287,21 @@ def test_maml_through_a_network_with_batch_norm_is_the_finite_difference(name):
 
     _, meta_grad = tm.meta.maml(loss, theta, support, query, alpha=0.4, steps=2)
     assert_close(meta_grad, finite_difference(adapted_loss, theta), rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, "2", None])
+def test_sizes_and_strides_are_whole_numbers(number):
+    x = np.ones((1, 4, 4, 1))
+    for call in (
+        lambda: tm.patches(x, number),
+        lambda: tm.patches(x, 2, number),
+        lambda: tm.unpatch(np.ones((1, 2, 2, 2, 2, 1)), (1, 4, 4, 1), number),
+        lambda: tm.conv2d(x, np.ones((2, 2, 1, 1)), number),
+    ):
+        with pytest.raises(ValueError, match="is a whole number, 1 or more"):
+            call()
+    with pytest.raises(ValueError, match="unpatch of shape"):
+        tm.unpatch(np.ones(3), (4, 4, 1))
+    for padding in (True, np.array([1, 2]), -1, 1.0):
+        with pytest.raises(ValueError, match="padding is 'same'"):
+            tm.conv2d(x, np.ones((2, 2, 1, 1)), padding=padding)

@@ -412,3 +412,25 @@ def test_eshess_needs_two_draws():
         tm.meta.first_order_es_maml(loss, theta, support, query, **arguments)
     _, g = tm.meta.first_order_es_maml(loss, theta, support, query, hessian=False, **arguments)
     assert np.isfinite(flat(g)).all()
+
+
+def test_step_sizes_are_one_for_each_parameter():
+    """As everywhere: a list is not an array along the last axis, and no step may change a parameter's shape."""
+    rng, data = np.random.default_rng(0), (np.ones((3, 4, 2)), np.ones((3, 4, 2)))
+    theta = [tm.Tensor(np.ones((2, 2))), tm.Tensor(np.zeros((1, 2)))]
+
+    def loss(phi, data):
+        return tm.nn.mse(data[0] @ phi[0] + phi[1], data[1])
+
+    noise = tm.meta.draw_es_noise(rng, theta, 3, steps=1, perturbations=4, queries=4)
+    options = dict(steps=1, sigma=0.1, noise=noise)
+    for f in (tm.meta.es_maml, tm.meta.first_order_es_maml):
+        one = f(loss, theta, data, data, alpha=0.1, **options)
+        each = f(loss, theta, data, data, alpha=[0.1, 0.1], **options)
+        assert one[0].item() == pytest.approx(each[0].item(), rel=1e-12)
+        for a, b in zip(one[1], each[1]):
+            np.testing.assert_allclose(a.data, b.data, rtol=1e-10)
+        with pytest.raises(ValueError, match="step sizes"):
+            f(loss, theta, data, data, alpha=[0.1], **options)
+        with pytest.raises(ValueError, match="would become"):
+            f(loss, theta, data, data, alpha=np.ones((1, 1, 1, 1, 2)), **options)

@@ -102,7 +102,7 @@ def test_the_command_prints_records_and_draws(tiny, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(benchmark, "STEPS", [25, 50, 90])
     benchmark.main(["--out", str(tmp_path), "--json", str(tmp_path / "i.json")])
     out = capsys.readouterr().out
-    assert "UNVERIFIED" in out and "published: from about 95" in out and out.count("published") == 5
+    assert "are not known to us" in out and "published: from about 95" in out and out.count("published") == 5
     assert "dimension = 6" in out and "lam = 1, alpha =" in out
     record = json.loads((tmp_path / "i.json").read_text())
     assert len(record["figures"]["errors"]["MAML"]) == 3 and record["settings"]["dimension"] == 6

@@ -636,7 +636,9 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match=r"step sizes.*\(2,\)\], expected \[\(3,\)"):
         tm.meta.maml_plus_plus(loss, with_lslr(theta, 2), *data, steps=3, weights=np.ones(3))
     for weights in (np.ones(2), np.ones((3, 1)), 1.0):
-        with pytest.raises(ValueError, match=r"weights are a Tensor of float64, shape .*expected shape \(3,\)"):
+        with pytest.raises(
+            ValueError, match=r"weights are a Tensor of float64, shape .*expected float64, shape \(3,\)"
+        ):
             tm.meta.maml_plus_plus(loss, with_lslr(theta), *data, steps=3, weights=weights)
     with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
         tm.meta.maml_plus_plus(loss, with_lslr(theta, 0), *data, steps=0, weights=np.ones(0))
@@ -669,3 +671,31 @@ def test_wrong_noise_is_refused():
     for p in (-0.1, 1.0, np.nan):
         with pytest.raises(ValueError, match="0 ≤ p < 1, got"):
             noise_for(theta, p=p)
+
+
+def test_a_batch_must_have_all_tasks():
+    """One task's minibatch would be broadcast to all."""
+    theta, data = [tm.Tensor(np.ones((2, 1)))], (np.ones((3, 4, 2)), np.ones((3, 4, 1)))
+
+    def loss(phi, data):
+        return tm.nn.mse(data[0] @ phi[0], data[1])
+
+    for algorithm in (tm.meta.maml, tm.meta.fomaml, tm.meta.reptile, tm.meta.leap):
+        with pytest.raises(ValueError, match=r"batch\(support, 0\) has 1 tasks, support 3"):
+            algorithm(loss, theta, data, data, alpha=0.1, steps=1, batch=lambda d, k: tuple(a[k : k + 1] for a in d))
+
+
+def test_numbers_of_steps_are_whole():
+    theta, data = [tm.Tensor(np.ones((2, 1)))], (np.ones((3, 4, 2)), np.ones((3, 4, 1)))
+
+    def loss(phi, data):
+        return tm.nn.mse(data[0] @ phi[0], data[1])
+
+    for options in (dict(steps=2.0, last=1), dict(steps=-1, last=1)):
+        with pytest.raises(ValueError, match="steps must be"):
+            tm.meta.truncated(loss, theta, data, data, alpha=0.1, **options)
+    with pytest.raises(ValueError, match="last is the number"):
+        tm.meta.truncated(loss, theta, data, data, alpha=0.1, steps=3, last=1.5)
+    with pytest.raises(ValueError, match="solve takes the place"):
+        solve = tm.solvers.hessian_free
+        tm.meta.adapt(loss, theta, data, alpha=0.1, steps=1, solve=solve, rule=tm.solvers.adam)

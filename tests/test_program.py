@@ -343,3 +343,52 @@ def test_a_mask_is_prepared_once_for_all_that_choose_by_it():
     assert ops.count("bits") == 1 and ops.count("choose") > 2 and "where" not in ops
     without = [n.op for n in tm.compile(f, passes=()).program(np.linspace(-1, 1, 20)).nodes]
     assert "bits" not in without and without.count("where") > 2
+
+
+def test_passes_run_in_their_order():
+    def f(x):
+        return x + tm.where(tm.Tensor(np.array([True, False, True])), x, 0)
+
+    compiled = tm.compile(f, passes=(p.masks, p.fold))
+    np.testing.assert_array_equal(compiled(np.arange(3.0)).data, [0, 1, 4])
+
+
+def test_zeros_of_two_signs_are_two_programs():
+    f = tm.compile(lambda x, s: 1 / (x * s))
+    with np.errstate(divide="ignore"):
+        assert f(np.ones(2), 0.0).data.tolist() == [np.inf] * 2 and f(np.ones(2), -0.0).data.tolist() == [-np.inf] * 2
+
+
+def test_an_empty_argument_that_cannot_be_written():
+    assert tm.compile(lambda x: x * 2)(np.broadcast_to(0.0, (0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_errors_of_numpy_are_the_callers_in_every_shard(shards):
+    pytest.importorskip("threadpoolctl")
+    f = tm.compile(lambda x: (tm.mean(x), tm.log(x)), tasks=["x"], stacked=[1], shards=shards)
+    with np.errstate(divide="ignore"):
+        assert (f(np.zeros((4, 3)))[1].data == -np.inf).all()
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        f(np.zeros((4, 3)))
+
+
+def test_after_an_error_in_one_shard_the_next_call_waits_for_the_others(monkeypatch):
+    """Or two calls would write into the same arrays."""
+    pytest.importorskip("threadpoolctl")
+    f = tm.compile(lambda x: (tm.mean(x), x * 2.0), tasks=["x"], stacked=[1], shards=2)
+    f(np.ones((2, 3)))
+    running, call = [], p.Plan.__call__
+
+    def slow(plan, values):
+        if values[0][0, 0] == 7:
+            raise KeyError("one shard")
+        running.append(1)
+        threading.Event().wait(0.2)
+        running.pop()
+        return call(plan, values)
+
+    monkeypatch.setattr(p.Plan, "__call__", slow)
+    with pytest.raises(KeyError):
+        f(np.array([[7.0] * 3, [1.0] * 3]))
+    assert not running

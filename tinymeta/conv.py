@@ -24,8 +24,9 @@ def patches(x, size, stride=1, padding="valid"):
     (..., H, W, C) -> (..., h, w, size, size, C). padding: see `conv2d`.
     """
     x = Tensor(x)
-    if x.ndim < 3 or size < 1 or stride < 1:
-        raise ValueError(f"patches of size {size}, stride {stride}, of shape {x.shape}: x is (..., H, W, C)")
+    require_whole(size=size, stride=stride)
+    if x.ndim < 3:
+        raise ValueError(f"patches of shape {x.shape}: x is (..., H, W, C)")
     static = dict(size=size, stride=stride, around=padding_of(padding, x.shape, size, stride))
     if min(kernels.windows(x.shape, **static)[-5:-3]) < 1:
         raise ValueError(f"patches of size {size}, padding {padding!r}, of shape {x.shape}: x is smaller than a patch")
@@ -36,6 +37,9 @@ def patches(x, size, stride=1, padding="valid"):
 def unpatch(y, shape, stride=1, padding="valid"):
     """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
     y, shape = Tensor(y), tuple(shape)
+    require_whole(stride=stride)
+    if y.ndim < 5 or len(shape) < 3:
+        raise ValueError(f"unpatch of shape {y.shape} to {shape}: windows (..., h, w, size, size, C) to (..., H, W, C)")
     size = y.shape[-2]
     static = dict(size=size, stride=stride, around=padding_of(padding, shape, size, stride))
     if y.shape != kernels.windows(shape, **static):
@@ -55,8 +59,6 @@ def conv2d(x, w, stride=1, padding="same"):
             f"conv2d of images {x.shape} with kernels {w.shape}: images are (..., n, H, W, C), kernels (..., k, k, C,"
             " F) with the same C"
         )
-    if not isinstance(stride, (int, np.integer)) or stride < 1:
-        raise ValueError(f"stride is a whole number, 1 or more, got {stride!r}")
     k, _, c, f = w.shape[-4:]
     p = patches(x, k, stride, padding)  # (..., n, h, w, k, k, C)
     n, h, w_out = p.shape[-6:-3]
@@ -65,14 +67,20 @@ def conv2d(x, w, stride=1, padding="same"):
     return reshape(y, (*y.shape[:-2], n, h, w_out, f))
 
 
+def require_whole(**numbers):
+    for name, n in numbers.items():
+        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"{name} is a whole number, 1 or more, got {n!r}")
+
+
 def padding_of(padding, shape, size, stride):
     """Zeros ((top, bottom), (left, right)) around images (..., H, W, C)."""
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return (0, 0), (0, 0)
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         totals = [(-(-n // stride) - 1) * stride + size - n for n in shape[-3:-1]]
         return tuple((total // 2, total - total // 2) if total > 0 else (0, 0) for total in totals)
-    if isinstance(padding, (int, np.integer)) and padding >= 0:
+    if isinstance(padding, (int, np.integer)) and not isinstance(padding, bool) and padding >= 0:
         return ((int(padding), int(padding)),) * 2
     raise ValueError(f"padding is 'same', 'valid' or a number of pixels, got {padding!r}")
 

@@ -1,7 +1,7 @@
 """Kernels that take more than one NumPy call, or one that is not the obvious one.
 
 Each computes what its docstring's plain formula does, to rounding; the tests compare the two. A kernel here is written
-as the calls that it consists of, all from fixed arrays to fixed arrays: `prepared` makes a function of it that runs
+as the calls that it consists of, all on arrays that are given in advance: `prepared` makes a function of it that runs
 them, and `compile` asks for them once and keeps the list. Times are of one core, for float32.
 """
 
@@ -40,7 +40,8 @@ def contiguous(*arrays):
 
 def summed(x, axis, keepdims):
     kept = [1 if i in axis else n for i, n in enumerate(x.shape) if keepdims or i not in axis]
-    return np.empty(kept, x.dtype)
+    dtype = x.dtype if x.dtype.kind == "f" else np.add.reduce(np.empty(0, x.dtype)).dtype  # counts, of booleans
+    return np.empty(kept, dtype)
 
 
 @prepared(summed)
@@ -124,8 +125,8 @@ def patches(x, size, stride, around, out):
     one for those at each edge and corner."""
     *_, height, width, _ = x.shape
     *_, h, w, _, _, _ = out.shape
-    for i, u, rows in alike(height, h, size, stride, around[0][0]):
-        for j, v, columns in alike(width, w, size, stride, around[1][0]):
+    for i, u, rows in bands(height, h, size, stride, around[0][0]):
+        for j, v, columns in bands(width, w, size, stride, around[1][0]):
             part, (n_u, n_v) = out[..., i, j, :, :, :], (u.stop - u.start, v.stop - v.start)
             if n_u < size or n_v < size:
                 yield partial(part.fill, 0)
@@ -136,7 +137,7 @@ def patches(x, size, stride, around, out):
                 yield partial(np.copyto, part[..., u, v, :], y)
 
 
-def alike(height, h, size, stride, top):
+def bands(height, h, size, stride, top):
     """The h windows, grouped by which of their rows u lie in the image: slices of the windows, of u, of the image."""
     edges = [(max(top - stride * i, 0), min(size, height + top - stride * i)) for i in range(h)]
     for (u, end), group in itertools.groupby(range(h), edges.__getitem__):

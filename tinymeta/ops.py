@@ -93,7 +93,7 @@ def power(x, y):
         x, y = as_float(x), y.item() if isinstance(y, np.generic) else y
         if y == 0:
             return Tensor(np.ones_like(x.data))
-        pullback = lambda z, z_bar: y * z_bar * (x if y == 2 else power(x, y - 1))
+        pullback = lambda z, z_bar: z_bar * (y * (x if y == 2 else power(x, y - 1)))
         return apply(partial(_power, exponent=y), x, pullbacks=(pullback,))
     x, y = map(as_float, operands("power", x, y))
     return apply(np.power, x, y, pullbacks=(
@@ -287,7 +287,7 @@ _transpose = view(np.transpose)
 def swapaxes(x, axis1, axis2):
     """y = x with two axes exchanged        x̄ = ȳ with them exchanged"""
     x = Tensor(x)
-    (i,), (j,), axes = axes_of(axis1, x), axes_of(axis2, x), list(range(x.ndim))
+    (i,), (j,), axes = axes_of(operator.index(axis1), x), axes_of(operator.index(axis2), x), list(range(x.ndim))
     axes[i], axes[j] = j, i
     return apply(partial(_transpose, axes=tuple(axes)), x, pullbacks=(lambda y, y_bar: swapaxes(y_bar, i, j),))
 

@@ -2,14 +2,14 @@
 
 A graph is a program: every node has a kernel that can be called on other arrays. `compile(f)` calls f once, writes down
 every node that is made, those of gradients of any order too, and turns them into a *plan*: a flat list of NumPy calls,
-each from fixed arrays into a fixed array. From then on a call copies the arguments into their places, runs the list and
-copies the results out. No Python of f, of a pullback or of the backward walk runs again.
+each between arrays that are fixed in advance. From then on a call copies the arguments into their places, runs the list
+and copies the results out. No Python of f, of a pullback or of the backward walk runs again.
 
     trace     call f: the nodes that it makes, oldest first
     passes    fold      what depends on no argument is a constant
               dead      what no result needs is dropped
               common    what is computed twice is computed once
-              masks     a mask that several `where` read is prepared once
+              masks     a mask is prepared once for all that choose by it
               views     what only looks at another array is made once, with the plan
               inplace   an elementwise kernel writes over an input that nobody reads later
               reuse     arrays that are never needed at the same time share a place
@@ -26,7 +26,7 @@ import math
 import threading
 import warnings
 from bisect import bisect, insort
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
@@ -141,7 +141,7 @@ def common(program):
 
 
 def masks(program):
-    """Turn the mask of a `where` into bits once: relu's is read again in each of its derivatives."""
+    """Turn the mask of every `where` into bits, once: relu's is read again in each of its derivatives."""
     nodes, made = [], {}
     for n in program.nodes:
         if n.kernel is kernels.where:
@@ -316,7 +316,8 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
     mean of the parts', weighted by their numbers of tasks. Without the package threadpoolctl, which keeps BLAS from
     starting threads of its own, the parts run one after the other, to the same results.
 
-    passes: those of `PASSES` to run; `.program(*args)` is the program after them (of all tasks), to be printed.
+    passes: those of `PASSES` to run, in their order; `.program(*args)` is the program after them (of all tasks), to be
+    printed.
     """
     return Compiled(f, tasks, stacked, shards, passes)
 
@@ -324,7 +325,7 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
 class Compiled:
     def __init__(self, f, tasks, stacked, shards, passes):
         functools.update_wrapper(self, f)
-        self.f, self.signature, self.passes = f, inspect.signature(f), passes
+        self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
         self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
         unknown = self.tasks - set(self.signature.parameters)
         if unknown or shards < 1 or shards > 1 and not tasks:
@@ -378,8 +379,18 @@ class Compiled:
             return [plan(part) for plan, part in zip(plans, values)]
         if self.pool is None:
             self.pool = ThreadPoolExecutor(self.shards)
+        errors = np.geterr()  # each thread has its own
+
+        def work(plan, part):
+            with np.errstate(**errors):
+                return plan(part)
+
         with limit():
-            return list(self.pool.map(lambda plan, part: plan(part), plans, values))
+            parts = [self.pool.submit(work, *pair) for pair in zip(plans, values)]
+            try:
+                return [part.result() for part in parts]
+            finally:
+                wait(parts)  # after an exception too: the next call writes into the same arrays
 
     def program(self, *args, **keywords):
         return self.trace(*flatten((args, keywords)))
@@ -429,7 +440,7 @@ def moved(arrays):
     """Arrays of other values: the same ones in another order, floats also larger or smaller, with the same signs."""
     rng, result = np.random.default_rng(0), []
     for a in arrays:
-        b = rng.permutation(a.ravel()).reshape(a.shape)
+        b = a.ravel()[rng.permutation(a.size)].reshape(a.shape)
         if b.dtype.kind == "f":
             b = np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
         result.append(b.astype(a.dtype))
@@ -465,10 +476,11 @@ def require_same(program, other):
 
 
 class Fixed(NamedTuple):
-    """A value that is part of the program, with its type: 1, 1.0 and True are three."""
+    """A value that is part of the program, with its type: 1, 1.0 and True are three, and so are 0.0 and -0.0 two."""
 
     kind: type
     value: object
+    sign: float = 1.0
 
 
 def flatten(x, results=False):
@@ -485,7 +497,7 @@ def flatten(x, results=False):
         raise TypeError(f"compile: f returned {describe(x)}: it returns Tensors, nested in lists, tuples and dicts")
     if isinstance(x, (np.ndarray, np.generic)):
         return Tensor, [Tensor(x).data]
-    return Fixed(type(x), x), []
+    return Fixed(type(x), x, math.copysign(1.0, x) if isinstance(x, float) else 1.0), []
 
 
 def unflatten(tree, arrays):

@@ -35,7 +35,8 @@ def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=F
     weights = Tensor(weights)
     if weights.shape != (steps,) or weights.dtype != w[0].dtype:
         raise ValueError(
-            f"weights are {describe(weights)}, expected {w[0].dtype}, shape ({steps},): one for the loss after each step"
+            f"weights are {describe(weights)}, expected {w[0].dtype}, shape ({steps},): one for the loss after each"
+            " step"
         )
     options = {"steps": steps, "batch": batch, "rule": per_step, "create_graph": not first_order}
     _, *path = trajectory(loss, w, support, alpha=a, **options)
