@@ -85,7 +85,7 @@ def family():
     rows = ["| | after 1 step | 5 | 10 | worse |", "|---" * 5 + "|"]
     for name, figures in record["figures"].items():
         r = figures["5"]
-        cells = [f"{r['mean'][k]:.2f} ± {r['half_width'][k]:.2f}" for k in (1, 5, 10)]
+        cells = [f"{r['mean'][k]:.2f} ± {r['half_width'][k]:.2f}" if r["mean"][k] < 20 else "–" for k in (1, 5, 10)]
         rows.append(f"| {METHODS[name].title} | {' | '.join(cells)} | {r['worse']:.1%} |")
     iterations, machine = record["settings"]["maml"]["iterations"], record["machine"]
     rows.append(
@@ -105,10 +105,12 @@ def omniglot_family():
     records = [json.loads(path.read_text()) for path in paths if path.exists()]
     for record in records:
         s, score, seconds = Settings(**record["settings"]), record["figures"]["score"], record["seconds"]
+        time = ("", "")  # of a run that was taken up again only to be evaluated
+        if "step" in seconds:
+            time = f"{1000 * seconds['step']['median']:.0f}", f"{seconds['total'] / 60:.1f}"
         rows.append(
             f"| {TITLES[s.method]} | {score['mean']:.1f} ± {score['half_width']:.1f} |"
-            f" {record['figures']['untrained']['mean'][s.test_steps]:.0f} | {1000 * seconds['step']['median']:.0f} |"
-            f" {seconds['total'] / 60:.0f} |"
+            f" {record['figures']['untrained']['mean'][s.test_steps]:.0f} | {' | '.join(time)} |"
         )
     machine = record["machine"]
     rows.append(
