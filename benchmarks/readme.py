@@ -152,7 +152,7 @@ def files():
     for name in READING_ORDER:
         path = ROOT / f"tinymeta/{name}.py"
         source = path.read_text()
-        first = re.split(r"(?<=[.:])\s", ast.get_docstring(ast.parse(source)))[0].rstrip(".:")
+        first = re.split(r"(?<=\.)(?<!al\.)\s", ast.get_docstring(ast.parse(source)))[0].rstrip(".")
         rows.append(f"| [`{name}.py`](tinymeta/{name}.py) | {len(source.splitlines())} | {first} |")
     return rows
 
