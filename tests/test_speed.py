@@ -134,11 +134,15 @@ def test_the_peak_of_a_process_is_that_of_its_arrays():
     w = TINY["sinusoid-maml-1"]
     record = speed.in_a_process("tinymeta-compiled", w, 0)
     assert set(record) == {"first", "median", "first_mb", "steady_mb"} and record["first"] > 0 < record["median"]
-    _, high = speed.peak(lambda: np.ones(40_000_000 // 8))
-    if high is None:
+    # a process of its own: one that has freed much takes new arrays from what it kept
+    script = (
+        "import numpy as np; from benchmarks import speed;"
+        " print(speed.peak(lambda: np.ones(5_000_000))[1], speed.peak(lambda: None)[1])"
+    )
+    high, low = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.split()
+    if high == "None":
         pytest.skip("this system does not tell the peak")
-    _, low = speed.peak(lambda: None)
-    assert 35 < high - low < 60
+    assert 35 < float(high) - float(low) < 60
 
 
 def test_a_process_that_fails_says_why():
@@ -149,7 +153,8 @@ def test_a_process_that_fails_says_why():
 def test_the_command(tmp_path):
     path = tmp_path / "s.json"
     command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--rounds", "1", "--json", path, "--out", tmp_path]
-    result = subprocess.run([*command, "--contestants", "tinymeta", "torch-hand"], capture_output=True, text=True)
+    contestants = ["tinymeta", "torch-hand"][: 1 + ("torch" in FOUND)]
+    result = subprocess.run([*command, "--contestants", *contestants], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     record = json.loads(path.read_text())
     assert record["settings"]["quick"] and record["settings"]["tolerance"] == speed.TOLERANCE
