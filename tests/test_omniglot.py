@@ -21,7 +21,7 @@ import tinymeta as tm
 from benchmarks import characters as sheets
 from benchmarks import checkpoint, omniglot_pictures, report
 from benchmarks import omniglot as benchmark
-from benchmarks.omniglot_methods import BLOCKS, METHODS, minibatch
+from benchmarks.omniglot_methods import BLOCKS, METHODS, minibatch, newton
 from benchmarks.omniglot_protocols import PRESETS, TITLES, choose, published
 from tinymeta.tasks import episodes, glyphs
 
@@ -109,7 +109,8 @@ def test_the_same_command_gives_the_same_figures_and_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("method", TITLES)
-def test_every_method_trains_resumes_and_is_evaluated(method, folder, capsys):
+def test_every_method_trains_resumes_and_is_evaluated(method, folder, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "CURVE", 1)
     assert run(*TINY, 2, "--method", method) == 0
     shown = capsys.readouterr().out
     saved = (folder / f"out/glyphs_5way_1shot_{method}.npz").read_bytes()
@@ -417,6 +418,7 @@ def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good
 @pytest.mark.parametrize("method", TITLES)
 def test_an_interrupted_training_ends_with_the_same_bytes(method, folder, monkeypatch, capsys):
     """The interrupt comes inside of steps, validations and updates."""
+    monkeypatch.setattr(benchmark, "CURVE", 1)
     command = [*TINY, 4, "--method", method]
     assert run(*command, "--checkpoint", "whole.npz") == 0
     for owner, name, when in (
@@ -573,6 +575,15 @@ def test_minibatches_go_round_the_support():
     seen = [minibatch(10, (images, labels), step) for step in range(3)]
     assert np.concatenate([x[0] for x, _ in seen]).tolist() == [*range(15), *range(15)]
     assert all((np.bincount(y[0]) == 2).all() for _, y in seen)  # balanced
+
+
+def test_an_inner_step_at_test_has_the_tests_minibatch():
+    s = small(method="reptile", shots=2)  # 10 drawings: training's batch takes all of them
+    support, _ = episodes.test_episodes(0, characters(), 0, 2, 5, 2, 1)
+    first_of = lambda s, n: adapted(s, network(s), [a[:, :n] for a in support], 1)[1][0].data
+    np.testing.assert_array_equal(first_of(s, 10), first_of(s, 5))
+    whole = benchmark.dataclasses.replace(s, test_batch=None)
+    assert (first_of(whole, 10) != first_of(s, 10)).any()
 
 
 def test_schedules():
@@ -778,6 +789,11 @@ def test_what_is_learned_beside_weights_is_trained_and_kept(folder):
         assert len(run_.theta) == len(run_.best) == len(first) == count
         for a, b in zip(run_.theta[14:], first[14:]):
             assert a.shape == b.shape and (b.data == np.float32(start)).all() and (a.data != b.data).any()
+
+
+def test_newtons_line_search_is_that_of_the_settings():
+    solve = newton(small(method="newton", newton_cg=7))
+    assert solve.func is tm.solvers.hessian_free and solve.keywords == {"cg_steps": 7, "halvings": 5}
 
 
 def drawn_in(s, monkeypatch):
