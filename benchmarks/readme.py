@@ -1,6 +1,6 @@
-"""Write the tables of README.md from benchmarks/results and from the source: what stands there was measured.
+"""Write the tables of README.md and benchmarks/README.md from results/ and from the source: all there was measured.
 
-A test fails when README.md is not what this command would write.
+A test fails when one of them is not what this command would write.
 """
 
 import ast
@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 
 from benchmarks import report
+from benchmarks.complexity import METHODS
 from benchmarks.omniglot_pictures import draw_methods
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "README.md", ROOT / "benchmarks/README.md"
 READING_ORDER = [
     "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml",
     "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/leap", "meta/imaml",
@@ -146,6 +148,31 @@ def speed():
     return rows
 
 
+def cost():
+    """A meta-gradient's compute, peak memory and time at 1, 5 and 16 inner steps."""
+    record = json.loads((ROOT / "benchmarks/results/complexity.json").read_text())
+    settings, figures, machine = record["settings"], record["figures"]["convnet"], record["machine"]
+    at = [settings["steps"].index(k) for k in (1, 5, 16)]
+    rows = ["| | compute, gradients | peak memory, MB | seconds | time / FO-MAML's |", "|---" * 5 + "|"]
+    for name, (title, *_) in METHODS.items():
+        f, first = figures[name], figures["fomaml"]
+        cells = [
+            " / ".join(form.format(value) for value in values)
+            for form, values in [
+                ("{:.0f}", [f["compute"][i] for i in at]),
+                ("{:.0f}", [f["peak"][i] / 1e6 for i in at]),
+                ("{:.2f}", [f["seconds"][i] for i in at]),
+                ("{:.1f}", [f["seconds"][i] / first["seconds"][i] for i in at]),
+            ]
+        ]
+        rows.append(f"| {title} | {' | '.join(cells)} |")
+    rows.append(
+        f"\nEager, one task, {settings['filters']} filters; measured on {machine['processor']}, {machine['cores']}"
+        f" cores, NumPy {machine['numpy']}, commit {record['commit']}. `python -m benchmarks.complexity` repeats it."
+    )
+    return rows
+
+
 def files():
     """Every file with the first sentence of its docstring."""
     rows = ["| file | lines | what it holds |", "|---|---|---|"]
@@ -158,15 +185,16 @@ def files():
 
 
 def updated(text):
-    for make in (sinusoid, family, omniglot, omniglot_family, speed, files):
+    """The text with its tables as they should be."""
+    for make in (cost, sinusoid, family, omniglot, omniglot_family, speed, files):
         between = re.compile(rf"(<!-- table: {make.__name__} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = between.sub(lambda m, make=make: m[1] + "\n".join(make()) + "\n" + m[2], text)
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(updated(readme.read_text()))
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
     if plt := report.pyplot():
         draw_methods(
             plt,

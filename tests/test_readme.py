@@ -1,4 +1,4 @@
-"""README.md is true: its code runs, its commands and files exist, its tables are what was measured."""
+"""Both READMEs are true: their code runs, their commands, links and files exist, their tables are what was measured."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,13 @@ from regression import assert_close, loss, problem
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+PAGES = {page: page.read_text() for page in readme.PAGES}
+LINKS = [(page, target) for page, text in PAGES.items() for target in re.findall(r"\]\(([^)]+)\)", text)]
 
 
-def test_tables_are_up_to_date():
-    assert readme.updated(TEXT) == TEXT, "run: python -m benchmarks.readme"
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tables_are_up_to_date(page):
+    assert readme.updated(PAGES[page]) == PAGES[page], "run: python -m benchmarks.readme"
 
 
 def test_the_code_runs_and_the_inner_loop_is_maml():
@@ -34,9 +37,20 @@ def test_the_code_runs_and_the_inner_loop_is_maml():
     assert_close(meta_grad, [g.data for g in expected], rtol=1e-12)
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)]+)\)", TEXT))
-def test_linked_files_exist(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("page, target", LINKS, ids=lambda x: x if isinstance(x, str) else x.parent.name)
+def test_linked_files_and_headings_exist(page, target):
+    path, _, anchor = target.partition("#")
+    assert (page.parent / path).exists()
+    headings = re.findall(r"^#+ (.*)", (page.parent / path).read_text(), re.MULTILINE) if anchor else []
+    assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+
+
+@pytest.mark.parametrize(
+    "module", sorted(set(re.findall(r"python -m (benchmarks\.[a-z_]+\b|tinymeta|tests\.\w+)", "".join(PAGES.values()))))
+)
+def test_commands_exist(module):
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
 def test_the_engine_stays_small():
