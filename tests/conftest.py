@@ -26,9 +26,17 @@ def long(request):
     return request.config.getoption("--long")
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     if programs.counts["drawn"]:
         drawn, kinks = programs.counts["drawn"], programs.counts["kinks"]
         terminalreporter.write_line(
             f"random programs: {drawn} drawn, {kinks} ({kinks / drawn:.1%}) discarded at a kink"
         )
+    passed = [(r.nodeid, dict(r.user_properties)) for r in terminalreporter.stats.get("passed", [])]
+    errors = [(nodeid.partition("[")[2][:-1], found["errors"]) for nodeid, found in passed if "errors" in found]
+    if errors and config.get_verbosity() > 0:
+        terminalreporter.section("largest error of the derivatives, relative; allowed 1e-06")
+        terminalreporter.write_line(f"{'op, shapes of its inputs, domain':60}   order 1  order 2  order 3")
+        for name, by_order in errors:
+            name = name.encode().decode("unicode_escape")  # pytest's names are ASCII
+            terminalreporter.write_line(f"{name:60}" + "".join(f"{error:9.0e}" for error in by_order))

@@ -44,6 +44,7 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
     xs: a list of arrays or Tensors. tol: largest error allowed, relative to the largest derivative with respect to the
     same x, beside the rounding that the differences show: an error that drowns in the rounding of a larger value is
     not found.
+    Returns the largest error found in each order, relative likewise.
     Raises GradientError with the order, the worst index, both values, the step, and the first op whose own pullback is
     wrong; KinkError if all that is wrong lies at a kink (of relu, max, abs, ...); TypeError and ValueError for inputs
     that are not float64, and for an f that is not finite, or not the same when called twice.
@@ -54,7 +55,7 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
     for i, x in enumerate(xs):
         if x.dtype != np.float64:
             raise TypeError(f"check_grads: xs[{i}] is {describe(x)}; finite differences need float64")
-    rng = np.random.default_rng(seed)
+    rng, errors = np.random.default_rng(seed), []
     for k in range(1, order + 1):
         ys = outputs(f, xs)
         if not ys or not all(np.isfinite(y.data).all() for y in ys):
@@ -62,8 +63,9 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
         if not all(np.array_equal(y.data, again.data) for y, again in zip(ys, outputs(f, xs))):
             raise ValueError(f"check_grads: order {k}: f differs when called again; does it draw random numbers?")
         y_bars = [Tensor(rng.standard_normal(y.shape)) for y in ys]
-        check_first_order(f, xs, y_bars, tol, k)
+        errors.append(check_first_order(f, xs, y_bars, tol, k))
         f, xs = pulled_back(f, len(xs)), xs + y_bars
+    return errors
 
 
 def outputs(f, xs):
@@ -85,7 +87,7 @@ def check_first_order(f, xs, y_bars, tol, order):
     ys = outputs(f, leaves)
     magnitude = largest(between(ys, leaves)) * largest(y_bars)
     analytic = [g.data for g in vjp(ys, leaves, y_bars)]
-    wrong = compare(analytic, terms, [x.data for x in xs], tol, magnitude)
+    wrong, error = compare(analytic, terms, [x.data for x in xs], tol, magnitude)
     if wrong:
         worst = wrong[0]
         what = f"order {order}, derivative with respect to input {worst.i} at index {worst.index}: {worst}"
@@ -99,6 +101,7 @@ def check_first_order(f, xs, y_bars, tol, order):
         raise GradientError(
             f"{what}\nevery op's own pullback is right: something cuts a dependence, stop_gradient or .data"
         )
+    return error
 
 
 def largest(tensors):
@@ -109,11 +112,12 @@ def largest(tensors):
 
 @np.errstate(all="ignore")  # a step that is too coarse may leave the domain
 def compare(analytic, terms, arrays, tol, magnitude):
-    """All elements of `analytic` that differ from differences of Σ terms(*arrays): the worst first, kinks last.
+    """(all elements of `analytic` that differ from differences of Σ terms(*arrays), the worst first and kinks last;
+    the largest error).
 
     magnitude: of the largest value on the way, whose rounding the differences suffer at most.
     """
-    wrong, eps = [], np.finfo(float).eps
+    wrong, largest_error, eps = [], 0.0, np.finfo(float).eps
 
     def at(i, index, step):
         x = arrays[i].copy()
@@ -143,6 +147,7 @@ def compare(analytic, terms, arrays, tol, magnitude):
         for index in np.ndindex(x.shape):
             a = analytic[i][index]
             if abs(a - numeric[index]) <= tol * scale:
+                largest_error = max(largest_error, abs(a - numeric[index]) / (scale or 1))
                 continue
             found = []  # perhaps the step was too coarse: try finer ones, and believe where halving changes least
             little = [STEP * abs(x[index])] if 0 < abs(x[index]) < 1e-3 else []
@@ -153,11 +158,12 @@ def compare(analytic, terms, arrays, tol, magnitude):
             spread, rounding, step, d = min(found, key=lambda e: (not np.isfinite(e[0]), e[0] + e[1]))
             # rounding is what the largest value could cause; mostly it is less, and then the spread shows it
             allowed = tol * scale + 100 * eps * magnitude + min(10 * spread + 0.3 * rounding, 10 * rounding)
+            largest_error = max(largest_error, abs(a - d) / (scale or 1))
             if not abs(a - d) <= allowed:
                 kink = sides_differ(i, index, step) > 100 * allowed or spread > 0.3 * abs(d) + allowed
                 error = abs(a - d) / (allowed or 1)
                 wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
-    return sorted(wrong, key=lambda w: (w.kink, -w.error))
+    return sorted(wrong, key=lambda w: (w.kink, -w.error)), float(largest_error)
 
 
 def find_mask(f, xs, y_bars, wrong):
@@ -193,7 +199,8 @@ def find_culprit(f, xs, y_bars, tol):
 
         pullbacks = [z.pullbacks[j] if j < len(z.pullbacks) else None for j in floats]
         analytic = [p(z, z_bar).data if p else np.zeros(x.shape) for p, x in zip(pullbacks, arrays)]
-        for wrong in compare(analytic, terms, arrays, tol, largest([z, *z.inputs]) * largest([z_bar])):
+        wrongs, _ = compare(analytic, terms, arrays, tol, largest([z, *z.inputs]) * largest([z_bar]))
+        for wrong in wrongs:
             if not wrong.kink and np.isfinite(wrong.numeric):
                 return f"{name(z)}; its pullback to input {floats[wrong.i]}, at index {wrong.index}: {wrong}"
     moved = [stop_gradient(x + STEP * Tensor(np.random.default_rng(0).standard_normal(x.shape))) for x in xs]
