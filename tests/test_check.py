@@ -175,6 +175,16 @@ def test_the_wrong_op_is_blamed(f):
     assert not isinstance(e.value, tm.KinkError)
 
 
+def test_the_largest_error_of_each_order_is_returned():
+    def almost_square(x):
+        return apply(np.square, x, pullbacks=(lambda y, y_bar: (2 - 2e-4) * x * y_bar,))
+
+    first, second = tm.check_grads(almost_square, [X], tol=1e-3)
+    np.testing.assert_allclose(first, 1e-4, rtol=1e-3)  # at the element with the largest derivative
+    np.testing.assert_allclose(second, 1e-4, rtol=0.3)
+    assert max(tm.check_grads(tm.sin, [X], order=3)) < 1e-9
+
+
 def test_bad_arguments():
     for xs, order in [(X, 1), ([X], 0), (tm.Tensor(X), 2)]:
         with pytest.raises(ValueError, match="a list of inputs and an order of 1 or more"):
