@@ -181,7 +181,7 @@ def test_the_largest_error_of_each_order_is_returned():
 
     first, second = tm.check_grads(almost_square, [X], tol=1e-3)
     np.testing.assert_allclose(first, 1e-4, rtol=1e-3)  # at the element with the largest derivative
-    np.testing.assert_allclose(second, 1e-4, rtol=0.3)
+    assert second < 1e-9  # of the wrong derivative, which is differentiated rightly
     assert max(tm.check_grads(tm.sin, [X], order=3)) < 1e-9
 
 
