@@ -23,11 +23,16 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import threading
 import warnings
+import weakref
 from bisect import bisect, insort
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -43,17 +48,19 @@ PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes an
 class Node:
     """A value of the program: kernel(*inputs), an argument (its position given), or a constant."""
 
-    __slots__ = ("kernel", "inputs", "shape", "dtype", "argument", "array", "view", "over", "place")
+    __slots__ = ("kernel", "inputs", "shape", "dtype", "argument", "array", "looks_at", "whole", "over", "place")
 
     def __init__(self, tensor, kernel=None, inputs=(), argument=None):
         self.kernel, self.inputs, self.shape, self.dtype = kernel, list(inputs), tensor.shape, tensor.dtype
         self.argument, known = argument, argument is None and all(x.array is not None for x in inputs)
         self.array = tensor.data if known else None  # its value, if that depends on no argument
-        self.view = False  # looks at its input's array
+        self.looks_at = None  # of a view: the node whose array it looks at, itself no view
+        self.whole = True  # all of that array, in its order? A reshape is, a transpose or a slice is not
         self.over = None  # the node in whose place it is computed
         self.place = None  # the number of that place
 
     constant = property(lambda n: not n.inputs and n.argument is None)
+    view = property(lambda n: n.looks_at is not None)
     computed = property(lambda n: bool(n.inputs) and not n.view)
     nbytes = property(lambda n: math.prod(n.shape) * n.dtype.itemsize)
 
@@ -161,10 +168,11 @@ def views(program):
     for n in program.nodes:
         arrays[n] = n.array if n.constant else np.empty(n.shape, n.dtype)
         if len(n.inputs) == 1 and function_of(n.kernel) in VIEWS:
-            x = arrays[n.inputs[0]]
-            y = n.kernel(x)
-            if np.may_share_memory(x, y):
-                n.view, arrays[n] = True, y
+            (x,) = n.inputs
+            y = n.kernel(arrays[x])
+            if np.may_share_memory(arrays[x], y):
+                n.looks_at, arrays[n] = root(x), y
+                n.whole = x.whole and function_of(n.kernel) in (ops._reshape, stopped)
 
 
 def inplace(program):
@@ -176,31 +184,38 @@ def inplace(program):
         for x in n.inputs:
             r = root(x)
             alone = all(y is x or root(y) is not r for y in n.inputs)
-            fits = (x.shape, x.dtype) == (n.shape, n.dtype) and as_it_lies(x, r)
+            fits = (x.shape, x.dtype) == (n.shape, n.dtype) and x.whole
             if r.computed and last[r] == i and alone and fits:
                 n.over = r
                 break
 
 
 def reuse(program):
-    """Number the places: the largest arrays first, each takes the smallest place that is free while it lives."""
-    last, owner, lives, places = last_reads(program), {}, {}, []
+    """Number the places: the largest arrays first, each into the gap that ends soonest after its last reader has run.
+
+    A gap, (its last position, its first, a place), is when nobody uses that place, which is always large enough. Among
+    arrays of one size, taken as they begin, only the gaps that have begun are searched: no array is held against all
+    places, of which a long program has as many as it has arrays.
+    """
+    last, owner, lives, places, unused = last_reads(program), {}, {}, itertools.count(), []
     for i, n in enumerate(program.nodes):
         if n.computed:
             owner[n] = n if n.over is None else owner[n.over]
             lives[owner[n]] = lives.get(owner[n], (i, i))[0], last.get(n, i)
-    for n in sorted(lives, key=lambda n: -n.nbytes):
-        start, end = lives[n]
-        for place in reversed(range(len(places))):
-            taken = places[place]
-            k = bisect(taken, (start,))
-            if (k == 0 or taken[k - 1][1] < start) and (k == len(taken) or end < taken[k][0]):
-                break
-        else:
-            place = len(places)
-            places.append([])
-        insort(places[place], (start, end))
-        n.place = place
+    size = attrgetter("nbytes")
+    for _, alike in itertools.groupby(sorted(lives, key=size, reverse=True), size):
+        ahead, begun = [(first, end, place) for end, first, place in unused], []
+        heapify(ahead)
+        for n in alike:
+            start, stop = lives[n]
+            while ahead and ahead[0][0] <= start:
+                first, end, place = heappop(ahead)
+                insort(begun, (end, first, place))
+            k = bisect(begun, (stop,))
+            end, first, n.place = begun.pop(k) if k < len(begun) else (math.inf, 0, next(places))
+            insort(begun, (start - 1, first, n.place))
+            heappush(ahead, (stop + 1, end, n.place))
+        unused = begun + [(end, first, place) for first, end, place in ahead]
     for n in owner:
         n.place = owner[n].place
 
@@ -227,16 +242,7 @@ def is_elementwise(kernel):
 
 def root(n):
     """The node whose array this one looks at; itself, if it is no view."""
-    while n.view:
-        n = n.inputs[0]
-    return n
-
-
-def as_it_lies(x, r):
-    """Is x all of its root's array, in its order? A reshape is, a transpose or a slice is not."""
-    while x is not r and function_of(x.kernel) in (ops._reshape, stopped):
-        x = x.inputs[0]
-    return x is r
+    return n.looks_at if n.view else n
 
 
 def last_reads(program):
@@ -323,6 +329,9 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
 
 
 class Compiled:
+    tracing = threading.RLock()  # by one thread at a time: what catch_warnings changes belongs to all of them
+    alive = weakref.WeakSet()
+
     def __init__(self, f, tasks, stacked, shards, passes):
         functools.update_wrapper(self, f)
         self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
@@ -331,6 +340,7 @@ class Compiled:
         if unknown or shards < 1 or shards > 1 and not tasks:
             raise ValueError(f"compile: shards={shards}, tasks={tuple(tasks)}: tasks are names of parameters of f")
         self.programs, self.lock, self.pool = {}, threading.Lock(), None
+        self.alive.add(self)
 
     def __call__(self, *args, **keywords):
         if state.tape:  # a part of another program
@@ -379,6 +389,7 @@ class Compiled:
             return [plan(part) for plan, part in zip(plans, values)]
         if self.pool is None:
             self.pool = ThreadPoolExecutor(self.shards)
+        parts = []
         errors = np.geterr()  # each thread has its own
 
         def work(plan, part):
@@ -386,23 +397,40 @@ class Compiled:
                 return plan(part)
 
         with limit():
-            parts = [self.pool.submit(work, *pair) for pair in zip(plans, values)]
             try:
+                parts.extend(self.pool.submit(work, *pair) for pair in zip(plans, values))
                 return [part.result() for part in parts]
+            except BaseException:
+                self.programs.clear()  # if Ctrl-C ends the wait, too, the next call doesn't write into their arrays
+                raise
             finally:
-                wait(parts)  # after an exception too: the next call writes into the same arrays
+                wait(parts)
 
     def program(self, *args, **keywords):
         return self.trace(*flatten((args, keywords)))
 
     def trace(self, tree, arrays):
-        program = Program(self.f, tree, arrays)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            require_same(program, Program(self.f, tree, moved(arrays)))
+        with Compiled.tracing:
+            program = Program(self.f, tree, arrays)
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                other = Program(self.f, tree, moved(arrays))
+        require_same(program, other)
         for optimise in self.passes:
             optimise(program)
         return program
+
+
+def forked():
+    """A child process has none of its parent's threads: not the shards', and not those that held a lock."""
+    Compiled.tracing = threading.RLock()
+    one_blas_thread.cache_clear()
+    for compiled in Compiled.alive:
+        compiled.lock, compiled.pool = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forked)
 
 
 @functools.cache
@@ -416,7 +444,22 @@ def one_blas_thread():
             stacklevel=5,
         )  # fmt: skip
         return None
-    return functools.partial(ThreadpoolController().limit, limits=1, user_api="blas")
+    limit = functools.partial(ThreadpoolController().limit, limits=1, user_api="blas")
+    lock, inside = threading.Lock(), []
+
+    @contextmanager
+    def limited():
+        with lock:  # one limit for all who are inside: each one's own would restore what another one had set
+            inside.append(inside[0] if inside else limit())
+        try:
+            yield
+        finally:
+            with lock:
+                if len(inside) == 1:
+                    inside[0].restore_original_limits()
+                inside.pop()
+
+    return limited
 
 
 def combine(ys, weights, stack):

@@ -95,7 +95,9 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     yield phi
     for k in range(steps):
         g = grad(sum(loss(phi, k)), phi, create_graph=create_graph and k >= cut)
-        phi, state = rule(phi, g, state, lr=lr)
+        moved, state = rule(phi, g, state, lr=lr)
+        # What the rule left alone becomes a node of this step, or its gradient would come by way of all steps before.
+        phi = [p[...] if p is before else p for p, before in zip(moved, phi, strict=True)]
         if k < cut:
             phi, state = stop_gradient((phi, state))
         yield phi
