@@ -339,7 +339,7 @@ def draw(plt, setting, costs, path):
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "Writes complexity.png.")
+    parser = report.parser(__doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
     args = parser.parse_args(argv)
@@ -366,4 +366,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

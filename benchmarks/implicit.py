@@ -206,7 +206,9 @@ def draw(plt, errors, orders, path):
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "time on 2 cores: 5 to 20 seconds")
+    parser = report.parser(
+        __doc__, "Writes implicit.png. Example: python -m benchmarks.implicit   (5 to 20 seconds on 2 cores)"
+    )
     args = parser.parse_args(argv)
     start = time.perf_counter()
     tasks = problem(args.seed)
@@ -237,4 +239,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

@@ -26,7 +26,7 @@ def sinusoid():
     """K = 5 after 0, 1, 5 and 10 steps, the published figures below ours."""
     from benchmarks.sinusoid import COLUMNS, METHODS, PUBLISHED
 
-    record = json.loads((ROOT / "benchmarks/results/sinusoid.json").read_text())
+    record = json.loads((ROOT / "benchmarks/results/sinusoid.json").read_text(encoding="utf-8"))
     rows = ["| gradient steps | " + " | ".join(map(str, COLUMNS)) + " | median after 10 | worse |", "|---" * 7 + "|"]
     for name, figures in record["figures"].items():
         r = figures["5"]
@@ -49,7 +49,7 @@ def omniglot_records():
 
     def read(name):
         path = ROOT / f"benchmarks/results/omniglot_5way_1shot_{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     records = [(read(method), read(f"{method}_not_transductive")) for method in TITLES]
     return [(Settings(**record["settings"]), record, alone) for record, alone in records if record]
@@ -83,7 +83,7 @@ def family():
     """The sine waves by every algorithm with one budget, K = 5."""
     from benchmarks.sinusoid import METHODS
 
-    record = json.loads((ROOT / "benchmarks/results/sinusoid_family.json").read_text())
+    record = json.loads((ROOT / "benchmarks/results/sinusoid_family.json").read_text(encoding="utf-8"))
     rows = ["| | after 1 step | 5 | 10 | worse |", "|---" * 5 + "|"]
     for name, figures in record["figures"].items():
         r = figures["5"]
@@ -104,7 +104,7 @@ def omniglot_family():
 
     rows = ["| | accuracy, % | untrained | ms a step | minutes |", "|---" * 5 + "|"]
     paths = [ROOT / f"benchmarks/results/omniglot_family_{method}.json" for method in TITLES]
-    records = [json.loads(path.read_text()) for path in paths if path.exists()]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     for record in records:
         s, score, seconds = Settings(**record["settings"]), record["figures"]["score"], record["seconds"]
         time = ("", "")  # of a run that was taken up again only to be evaluated
@@ -124,7 +124,7 @@ def omniglot_family():
 
 def speed():
     """Our step beside the fastest peer's, by workload."""
-    record = json.loads((ROOT / "benchmarks/results/speed.json").read_text())
+    record = json.loads((ROOT / "benchmarks/results/speed.json").read_text(encoding="utf-8"))
     rows = [
         "| | ours, ms | fastest peer, ms | ours / peer | ours / products | first result, s | peak memory, MB |",
         "|---" * 7 + "|",
@@ -150,7 +150,7 @@ def speed():
 
 def cost():
     """A meta-gradient's compute, peak memory and time at 1, 5 and 16 inner steps."""
-    record = json.loads((ROOT / "benchmarks/results/complexity.json").read_text())
+    record = json.loads((ROOT / "benchmarks/results/complexity.json").read_text(encoding="utf-8"))
     settings, figures, machine = record["settings"], record["figures"]["convnet"], record["machine"]
     at = [settings["steps"].index(k) for k in (1, 5, 16)]
     rows = ["| | compute, gradients | peak memory, MB | seconds | time / FO-MAML's |", "|---" * 5 + "|"]
@@ -178,7 +178,7 @@ def files():
     rows = ["| file | lines | what it holds |", "|---|---|---|"]
     for name in READING_ORDER:
         path = ROOT / f"tinymeta/{name}.py"
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         first = re.split(r"(?<=\.)(?<!al\.)\s", ast.get_docstring(ast.parse(source)))[0].rstrip(".")
         rows.append(f"| [`{name}.py`](tinymeta/{name}.py) | {len(source.splitlines())} | {first} |")
     return rows
@@ -194,7 +194,7 @@ def updated(text):
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(updated(page.read_text()))
+        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
     if plt := report.pyplot():
         draw_methods(
             plt,

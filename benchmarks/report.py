@@ -19,8 +19,11 @@ PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxl
 
 def parser(description, epilog):
     """An argument parser with the options that every benchmark takes."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # θ or ± must not end a run where output isn't UTF-8
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed before Python started
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):  # θ or ± must not end a run where output isn't UTF-8
             stream.reconfigure(errors="replace")
     as_written = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=as_written)
@@ -29,6 +32,19 @@ def parser(description, epilog):
     p.add_argument("--json", type=Path, metavar="PATH", help="write figures, settings, machine and versions there")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("out"), help="directory for pictures (default: out)")
     return p
+
+
+def command(main):
+    """Run it as a command: a reader that has seen enough, such as `head`, ends it without a traceback."""
+    try:
+        try:
+            main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+        sys.exit(1)
 
 
 def progress(name, total, note, first=0):
@@ -100,7 +116,7 @@ def commit():
 
 def processor():
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -353,7 +353,7 @@ def recorded(path, settings):
     """What the file holds from a run with these settings: races that are not run again stay."""
     if path is None or not path.exists():
         return {"races": {}}
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     return record["figures"] if record["settings"] == settings else {"races": {}}
 
 
@@ -422,4 +422,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

@@ -229,7 +229,7 @@ def draw(plt, errors, coefficients, path):
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "Writes taylor.png.")
+    parser = report.parser(__doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (seconds)")
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
     args = parser.parse_args(argv)
     if args.draws < 2:
@@ -252,4 +252,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)
