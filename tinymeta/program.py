@@ -308,7 +308,7 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
     returns Tensors, nested likewise. It may take gradients of any order and adapt, solve and update in loops. Inside of
     f every array is a Tensor. Another nesting, shape, type or fixed value makes another program, of which the last 16
     are kept; what changes from call to call, such as an annealed step size, is therefore passed as a 0-d array. Calls
-    from several threads wait for each other.
+    from several threads wait for each other, and a forked process can go on calling.
 
     f runs as Python at the first call only. So nothing in it may depend on the values of its arguments but through
     Tensors: no branch, no .data, .item() or NumPy mask, no random numbers (draw them outside and pass them in). The
