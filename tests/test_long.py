@@ -547,23 +547,24 @@ def test_functions_that_are_gone_take_their_threads_with_them():
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to a thread")
 @pytest.mark.parametrize("interrupts", [1, 2])
 def test_ctrl_c_during_shards(interrupts, monkeypatch):
-    """The first one waits for the shards, a second one doesn't; either way the next call is right."""
+    """The first one waits for the shards, a second one doesn't, and leaves them arrays that nobody else writes into."""
     pytest.importorskip("threadpoolctl")
     f = tm.compile(lambda x: (tm.mean(x), x * 2.0), tasks=["x"], stacked=[1], shards=2)
-    x, y = np.arange(6.0).reshape(2, 3), np.full((2, 3), 9.0)
-    expected, go_on, late, call = f(x), threading.Event(), [], p.Plan.__call__
+    x, expected = np.arange(6.0).reshape(2, 3), f(np.arange(6.0).reshape(2, 3))
+    late, ended, used, go_on, left, call = [], [], [], threading.Event(), threading.Event(), p.Plan.__call__
 
     def slow(plan, values):
-        late.append(1)
+        late.append(plan)
         go_on.wait(20)
-        return call(plan, values)
+        ended.append(call(plan, values))
 
     def interrupt():
         while len(late) < 2:
             time.sleep(0.01)
         for _ in range(interrupts):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            time.sleep(0.2)
+            if left.wait(0.3):
+                break
         if interrupts == 1:
             go_on.set()
 
@@ -573,24 +574,19 @@ def test_ctrl_c_during_shards(interrupts, monkeypatch):
     thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            f(y)
+            f(x)
+        left.set()
+        ended_before = len(ended)
     finally:
-        monkeypatch.setattr(p.Plan, "__call__", call)
         thread.join()
         signal.signal(signal.SIGINT, handler)
-    if interrupts == 1:
-        assert_same(f(x), expected)
-        return
-    f.pool = None  # its two threads still wait; a pool of more would have one left
-
-    def between(plan, values):  # the late shards write while this call is on its way
-        go_on.set()
-        time.sleep(0.1)
-        return call(plan, values)
-
-    monkeypatch.setattr(p.Plan, "__call__", between)
+    assert ended_before == (2 if interrupts == 1 else 0)
+    if interrupts == 2:
+        f.pool = None  # both of its threads still wait
+    monkeypatch.setattr(p.Plan, "__call__", lambda plan, values: [used.append(plan), call(plan, values)][1])
     assert_same(f(x), expected)
-    assert_same(f(x), expected)
+    assert len(used) == 2 and not any(plan is other for plan in used for other in late)
+    go_on.set()
 
 
 FORKS = """
