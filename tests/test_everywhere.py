@@ -42,6 +42,7 @@ MIXED = {
 }  # fmt: skip
 
 BENCHMARKS = {  # each as short as it can be
+    "chain": [],
     "characters": [],
     "complexity": ["--quick", "--rounds", "1"],
     "implicit": [],
