@@ -402,9 +402,13 @@ def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good
         return advance(s, run, *rest)
 
     monkeypatch.setattr(benchmark, "advance", diverges)
-    with np.errstate(all="ignore"):
-        assert run(*TINY, 3, "--checkpoint", "d.npz") == 1
-    assert "MAML, iteration 2: the loss is" in capsys.readouterr().err.splitlines()[-1]
+    for resume in ((), ("--resume",)):  # which stops where it stopped before
+        with np.errstate(all="ignore"):
+            assert run(*TINY, 3, "--checkpoint", "d.npz", *resume) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "MAML, iteration 2: theta[0] of shape (3, 3, 1, 4) holds " in line and "after the outer update" in line
+        assert line.count("iteration 2 is saved in d.npz, the same command with --resume would stop at the same") == 1
+    assert calls == [0, 1, 2, 2]
     kept = benchmark.restore(folder / "d.npz")[1]
     assert kept.iteration == 2 and all(np.isfinite(t.data).all() for t in kept.theta)
     monkeypatch.setattr(benchmark, "advance", advance)
@@ -707,7 +711,7 @@ def test_the_weights_depend_on_the_seed():
 def test_the_picture_and_the_figures_are_of_the_best_parameters(folder, monkeypatch):
     s = small()
     theta, best = ([tm.Tensor(t.data + x) for t in network(s)] for x in (1.0, 2.0))
-    run_ = benchmark.Run(1, theta, None, best, [[1, 0.5]], *np.ones((2, 1), np.float32))
+    run_ = benchmark.Run(1, theta, None, best, [[1, 0.5]], *np.ones((3, 1), np.float32))
     checkpoint.save(folder / "c.npz", {"omniglot": vars(s), "run": vars(run_)})
     seen, evaluate, predicted = [], benchmark.evaluate, benchmark.predicted_task
 
@@ -873,14 +877,6 @@ def test_outer_steps_decay(method, expected, monkeypatch):
         assert [run.outer[0].item() for run in runs[1:]] == [1, 2, 3, 4]  # Adam's state goes on
 
 
-def test_a_loss_or_a_parameter_that_is_not_finite_is_an_error():
-    good, bad = tm.Tensor(1.0), tm.Tensor(np.nan)
-    report.require_finite("MAML", 0, good, [good, good])
-    for loss, params in ((bad, [good]), (good, [good, bad]), (tm.Tensor(np.inf), [good]), (bad, [])):
-        with pytest.raises(FloatingPointError, match="MAML, iteration 3"):
-            report.require_finite("MAML", 3, loss, params)
-
-
 def test_the_time_left_is_that_of_this_process(monkeypatch, capsys):
     """After a resume, what was done before took none of it."""
     now = [100.0]
@@ -912,7 +908,7 @@ def test_what_is_measured(monkeypatch):
 
     monkeypatch.setattr(benchmark, "evaluate", evaluate)
     validations = [[1, 0.25], [2, 0.5], [4, 0.5], [6, 0.375]]
-    run = benchmark.Run(6, 0.125, None, 0.5, validations, *np.ones((2, 6), np.float32))
+    run = benchmark.Run(6, 0.125, None, 0.5, validations, *np.ones((3, 6), np.float32))
     figures = benchmark.measure(s, run, {"test": "T", "validation": "V", "train": "R"}, 30, False, True)
     assert seen == 2 * [("T", benchmark.TEST_SEED, 30, False, True)]
     for name, start in (("trained", 50), ("untrained", 25)):
@@ -929,6 +925,7 @@ def figures_of(mean=20.0):
         "data": "glyphs", "tasks": 600, "transductive": True, "trained": trained, "untrained": untrained,
         "score": {"steps": 3, "mean": 43.0, "half_width": 1.96}, "iterations": 6, "selected": 4,
         "validations": [[2, 0.25], [4, 0.75], [6, 0.5]], "loss": [1.5, 1.25, 1.0], "negative_curvature": None,
+        "unconverged": None,
     }  # fmt: skip
 
 
