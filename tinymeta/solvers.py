@@ -72,10 +72,10 @@ def clip(grads, norm, *, stacked=False):
     unit = largest(grads)  # ‖g‖ = unit · ‖g / unit‖ for any unit: a constant
     unit = apply(stopped, where(greater(unit, norm), unit, norm))
     scaled = [g / per_task(unit, g) for g in grads]  # 1 at most, so that no square overflows in float32
-    square, limit = dot(scaled, scaled), norm / unit
-    long = greater(sqrt(square), limit)  # false for NaN
-    factor = where(long, limit / sqrt(where(long, square, 1)), 1)  # √ has no derivative at a gradient of 0
-    return [g * per_task(factor, g) for g in grads]
+    square = dot(scaled, scaled)
+    long = greater(sqrt(square), norm / unit)  # false for NaN
+    length = norm / sqrt(where(long, square, 1))  # √ has no derivative at a gradient of 0
+    return [where(per_task(long, g), per_task(length, s) * s, g) for g, s in zip(grads, scaled)]
 
 
 def clipped(params, grads, state=None, *, lr, norm, rule=sgd):

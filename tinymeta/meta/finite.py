@@ -114,6 +114,7 @@ class Watch:
         self.loss, self.support, self.query, self.batches = loss, support, query, batch
         self.tasks, self.size = count_tasks(support), largest(theta)
         self.announced, self.step = None, -1  # the step that the next call belongs to; the last one looked at
+        self.begins = {}  # the step that begins at a φ, by its last parameter: MAML++ asks for the query losses last
         self.supports, self.v = [], None  # (where, φ, data) of the losses on the support; the gradient of the query's
         functools.update_wrapper(self, loss, assigned=["__name__"], updated=[])
 
@@ -124,12 +125,14 @@ class Watch:
     def __call__(self, phi, data):
         k, self.announced = self.announced, None
         if k is None or k > self.step:  # Leap's segments and line searches ask for the loss of one step again
-            self.look(k, stop_gradient(phi), data)
+            self.look(k, phi, data)
         return self.loss(phi, data)
 
     def look(self, k, phi, data):
         """Raise Broken where φ, the loss or its gradient isn't finite; k: the inner step, None on the query."""
-        after = f"after inner step {self.step}" if self.step >= 0 else "before any inner step"
+        before = self.begins.get(phi[-1].serial, self.step + 1) if k is None else k
+        after = f"after inner step {before - 1}" if before else "before any inner step"
+        phi, serial = stop_gradient(phi), phi[-1].serial
         for i, (task, value) in self.first_task(phi):
             finite = ", though the gradient was finite" if state.recording else ""
             cause = "the update overflows, or divides by 0"
@@ -137,7 +140,8 @@ class Watch:
         on, at = ("query", after) if k is None else ("support", f"at inner step {k}")
         if k is None and data is self.support and (data is not self.query or self.v):
             on, at = "support", "at the solution of the inner problem"  # iMAML's Hessian
-        self.step = self.step if k is None else k
+        if k is not None:
+            self.step, self.begins[serial] = k, k
         for name, array in arrays(data, f"the data of the {on} {at}"):
             if broken([array]):
                 raise Broken(f"{name} is {first(array)[0]}: mend `batch`, for support and query are finite")
