@@ -416,6 +416,91 @@ def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good
     assert (folder / "c.npz").read_bytes() == (folder / "d.npz").read_bytes()
 
 
+def test_a_task_that_is_not_finite_is_named_and_what_was_good_is_kept(folder, monkeypatch, capsys):
+    """NaN in one image of one task of iteration 1, for every method; the run before it is saved."""
+    draw = episodes.draw_episodes
+
+    def planted(rng, *args):
+        (images, labels), query = draw(rng, *args)
+        drawn.append(1)
+        if len(drawn) == 2:
+            images[1, 3, 0, 0, 0] = np.nan
+        return (images, labels), query
+
+    monkeypatch.setattr(episodes, "draw_episodes", planted)
+    for method in TITLES:
+        drawn = []
+        s = small(method=method, iterations=3)
+        run_, kept = benchmark.begin(s), []
+        with np.errstate(all="ignore"), warnings.catch_warnings(), pytest.raises(FloatingPointError) as stop:
+            warnings.simplefilter("ignore")  # of iMAML, on such numbers
+            benchmark.train(s, run_, benchmark.roles(s, characters()), kept.append, 1e9, benchmark.Clock(list), True)
+        assert str(stop.value).startswith(f"{TITLES[method]}, iteration 1: support[0] of task 1 is nan at (1, 3, 0, 0,")
+        assert kept[-1].iteration == 1 and all(np.isfinite(t.data).all() for t in kept[-1].theta)
+
+
+def advanced(**changes):
+    s = small(**changes)
+    return benchmark.advance(s, benchmark.begin(s), benchmark.roles(s, characters()), benchmark.Clock(list), True).theta
+
+
+def lengths(theta, phi):
+    return np.sqrt(sum(((p.data - t.data) ** 2).reshape(-1, t.size).sum(axis=1) for p, t in zip(phi, theta)))
+
+
+def test_what_clipping_the_meta_gradient_changes():
+    s = small(method="leap")
+    plain, clipped, large = (advanced(method="leap", clip=clip) for clip in (None, 1e-3, 1e6))
+    np.testing.assert_allclose(lengths(benchmark.initial(s), clipped), s.beta * 1e-3, rtol=1e-3)
+    assert lengths(benchmark.initial(s), plain) > s.beta * 0.1
+    assert all((p.data == x.data).all() for p, x in zip(plain, large))
+
+
+@pytest.mark.parametrize("method", [m for m in TITLES if m not in ("maml++", "newton")])
+def test_what_clipping_inner_gradients_changes(method):
+    """At test, every step of gradient descent is α times the norm long; a norm that no gradient has changes nothing."""
+    norm = 1e-5 if method == "anil" else 1e-3  # the gradient of the head alone is small
+    plain, clipped, large = (advanced(method=method, inner_clip=clip) for clip in (None, norm, 1e6))
+    assert all((p.data == x.data).all() for p, x in zip(plain, large)) and lengths(plain, clipped) > 0
+    s = small(method=method, inner_clip=norm)
+    theta, parts = benchmark.initial(s), benchmark.roles(s, characters())
+    support, _ = episodes.test_episodes(1, parts["test"], 0, 2, s.ways, s.shots, s.test_queries)
+    if method not in ("reptile", "meta-sgd"):  # Adam's steps, or steps of learned sizes, have other lengths
+        first, second = adapted(s, theta, support, 1)
+        np.testing.assert_allclose(lengths(theta, second), s.alpha * norm, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["maml++", "newton"])
+def test_inner_clipping_is_refused_where_there_is_no_update_rule(method, folder, capsys):
+    line = refused(capsys, *TINY, 1, "--method", method, "--inner-clip", 1)
+    assert f"{TITLES[method]} takes no update rule in its inner loop" in line
+
+
+def test_clips_are_settings_of_a_training_and_of_its_resume(folder, capsys):
+    for bad in ("0", "-1", "nan", "x"):
+        assert f"must be a positive number, got {bad}" in refused(capsys, *TINY, 1, f"--clip={bad}")
+    assert run(*TINY, 1, "--clip", "0.5", "--inner-clip", "2", "--checkpoint", "c.npz") == 0
+    s, _ = benchmark.restore(folder / "c.npz")
+    assert (s.clip, s.inner_clip) == (0.5, 2.0)
+    line = refused(capsys, *TINY, 1, "--clip", "0.25", "--checkpoint", "c.npz", "--resume")
+    assert "clip 0.5, not 0.25; inner_clip 2.0, not None" in line
+
+
+def test_a_checkpoint_from_before_the_shares_of_unconverged_tasks_is_refused_in_one_line(folder, capsys):
+    s = small()
+    state = {"omniglot": vars(s), "run": {k: v for k, v in vars(benchmark.begin(s)).items() if k != "unconverged"}}
+    checkpoint.save(folder / "c.npz", state)
+    line = refused(capsys, *TINY, 1, "--checkpoint", "c.npz", "--resume")
+    assert "c.npz is a checkpoint of another benchmark or version" in line and "unconverged" in line
+
+
+def test_shares_of_trouble_with_conjugate_gradients():
+    first = lambda n: tm.Tensor(np.arange(4) < n)
+    solution = SimpleNamespace(negative_curvature=first(1), unconverged=first(3))
+    assert benchmark.cg_trouble([solution]) == [0.25, 0.75]
+    assert tuple(benchmark.cg_trouble([])) == (0, 0)
+
+
 # ---- kills and interrupts --------------------------------------------------------------------------------------------
 
 
