@@ -74,8 +74,8 @@ def by_adam(s, loss, theta, support, steps):
 
 
 def head_only(s, loss, theta, support, steps):
-    alpha = [0.0] * (len(theta) - s.head) + [s.alpha] * s.head
-    return plainly(s, loss, theta, support, steps, alpha=alpha)
+    head_loss = lambda phi, data: loss([*tm.stop_gradient(phi[: -s.head]), *phi[-s.head :]], data)
+    return plainly(s, head_loss, theta, support, steps)
 
 
 def learned(s, loss, theta, support, steps):

@@ -41,7 +41,8 @@ def shrunk(theta, alpha, inner):
 
 
 def head_only(theta, alpha, inner):
-    return plainly(theta, [0.0] * (len(theta) - inner["head"]) + [alpha] * inner["head"], inner)
+    head_loss = lambda phi, data: loss([*tm.stop_gradient(phi[: -inner["head"]]), *phi[-inner["head"] :]], data)
+    return head_loss, *plainly(theta, alpha, inner)[1:]
 
 
 def by_learned_steps(theta, alpha, inner):

@@ -459,7 +459,7 @@ def test_what_clipping_the_meta_gradient_changes():
 @pytest.mark.parametrize("method", [m for m in TITLES if m not in ("maml++", "newton")])
 def test_what_clipping_inner_gradients_changes(method):
     """At test, every step of gradient descent is α times the norm long; a norm that no gradient has changes nothing."""
-    norm = 1e-5 if method == "anil" else 1e-3  # the gradient of the head alone is small
+    norm = 1e-4 if method == "anil" else 1e-3  # the gradient of the head alone is small
     plain, clipped, large = (advanced(method=method, inner_clip=clip) for clip in (None, norm, 1e6))
     assert all((p.data == x.data).all() for p, x in zip(plain, large)) and lengths(plain, clipped) > 0
     s = small(method=method, inner_clip=norm)
