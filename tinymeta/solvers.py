@@ -209,7 +209,7 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     zero by default; a product more gives its residual. Always `steps` products are made. A task keeps its solution once
     ‖b − A x‖ ≤ tol ‖b‖, or that of rounding; one that meets negative curvature stops at its last iterate and says so.
     Any other with a residual above ‖b‖/10 (and tol ‖b‖) at the end is called unconverged: where A has no eigenvalue
-    below 1, as in iMAML's convex problems, ‖x − A⁻¹b‖ ≤ ‖b − A x‖, so that what passes is wrong by ‖b‖/10 at most.
+    below 1, as iMAML's I + H/λ of a convex loss, ‖x − A⁻¹b‖ ≤ ‖b − A x‖, and what passes is wrong by ‖b‖/10 at most.
     The result is a leaf.
     """
     product = checked("cg", matvec, b, steps)
