@@ -97,8 +97,8 @@ def maml(theta, support, query, steps, rule):
 
 
 def imaml(theta, support, query, steps, rule, cg_steps):
-    _, (meta_grad,) = tm.meta.imaml(
-        loss, theta, support, query, lam=LAM, alpha=ALPHA, steps=steps, cg_steps=cg_steps, rule=rule
+    _, (meta_grad,), _ = tm.meta.imaml(
+        loss, theta, support, query, lam=LAM, alpha=ALPHA, steps=steps, cg_steps=cg_steps, rule=rule, report=True
     )
     return meta_grad.data
 

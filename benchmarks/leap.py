@@ -162,14 +162,17 @@ def inner_steps(s, method):
     return s.maml_steps if method == "maml" else s.steps
 
 
+def inner(s, method):
+    return dict(alpha=s.alpha, steps=inner_steps(s, method), batch=at_step)
+
+
 @functools.cache
 def meta_step(s, method):
     """(θ, support, query) ↦ (query loss, meta-gradient). support: (tasks, steps, 20, ...), a batch for every step."""
     algorithm = getattr(tm.meta, method)
 
     def step(theta, support, query):
-        inner = dict(alpha=s.alpha, steps=inner_steps(s, method), batch=at_step)
-        return algorithm(loss_of(s), theta, support, query, **inner)
+        return algorithm(loss_of(s), theta, support, query, **inner(s, method))
 
     return tm.compile(step, tasks=["support", "query"], shards=s.shards)
 
@@ -184,10 +187,14 @@ def train(s, method, images, seed):
     for i in report.progress(f"{TITLES[method]}, {len(images)} alphabets, seed {seed}", s.iterations, note):
         chosen = meta_batch(rng, images, s.tasks)
         support, query = batches(rng, s, chosen, inner_steps(s, method), BATCH), batches(rng, s, chosen, BATCH)
-        loss, meta_grad = meta_step(s, method)(theta, support, query)
-        theta, _ = tm.stop_gradient(tm.solvers.sgd(theta, meta_grad, lr=s.beta[method]))
-        report.require_finite(TITLES[method], i, loss, theta)
-        recent.append(loss.item())
+        result = meta_step(s, method)(theta, support, query)
+        updated, _ = tm.stop_gradient(tm.solvers.sgd(theta, result[1], lr=s.beta[method]))
+        iteration = getattr(tm.meta, method), loss_of(s), theta, support, query
+        tm.meta.require_finite(
+            f"{TITLES[method]}, iteration {i}", result, *iteration, updated=updated, **inner(s, method)
+        )
+        theta = updated
+        recent.append(result[0].item())
     return theta
 
 

@@ -134,11 +134,12 @@ class Run:
     validations: list  # [iteration, accuracy]
     losses: np.ndarray  # (iterations,): of the query; filled as it goes, as is
     negative: np.ndarray  # (iterations,): iMAML's share of tasks with negative curvature
+    unconverged: np.ndarray  # (iterations,): and of those whose system conjugate gradients left unsolved
 
 
 def begin(s):
     theta = initial(s)
-    return Run(0, theta, None, theta, [], *np.zeros((2, s.iterations), np.float32))
+    return Run(0, theta, None, theta, [], *np.zeros((3, s.iterations), np.float32))
 
 
 def advance(s, run, parts, clock, eager=False):
@@ -150,10 +151,14 @@ def advance(s, run, parts, clock, eager=False):
         noise, schedule = m.noise(s, rng, run.theta), m.schedule(s, i / s.iterations)
     with clock("step"):
         loss, meta_grad, *cg = meta_step(s, eager)(run.theta, *data, noise, schedule)
-        theta, outer = tm.stop_gradient(m.outer(run.theta, meta_grad, run.outer, lr=outer_step(s, i / s.iterations)))
-        report.require_finite(TITLES[s.method], i, loss, theta)
+        direction = tm.solvers.clip(meta_grad, s.clip) if s.clip else meta_grad
+        theta, outer = tm.stop_gradient(m.outer(run.theta, direction, run.outer, lr=outer_step(s, i / s.iterations)))
+        again = m.algorithm, loss_of(s), run.theta, *data
+        options = {**m.options(s), **noise, **schedule}
+        when = f"{TITLES[s.method]}, iteration {i}"
+        tm.meta.require_finite(when, (loss, meta_grad), *again, updated=theta, **options)
     run.losses[i] = loss.item()
-    run.negative[i] = cg[0].negative_curvature.data.mean() if cg else 0
+    run.negative[i], run.unconverged[i] = cg_trouble(cg)
     run = dataclasses.replace(run, iteration=i + 1, theta=theta, outer=outer)
     if (i + 1) % -(-s.iterations // VALIDATIONS) and i + 1 < s.iterations:
         return run
@@ -164,14 +169,20 @@ def advance(s, run, parts, clock, eager=False):
     return dataclasses.replace(run, best=best, validations=[*run.validations, [i + 1, accuracy]])
 
 
+def cg_trouble(cg):
+    """The shares of tasks with negative curvature and left unsolved, of [] or [Solution]."""
+    return [t.data.mean() for s in cg for t in (s.negative_curvature, s.unconverged)] or (0, 0)
+
+
 def train(s, run, parts, save, save_every, clock, eager):
     """The finished Run. Saved every `save_every` seconds, at the end, and when interrupted."""
 
     def note():
         recent = slice(max(0, run.iteration - 100), run.iteration)
-        curvature = f", negative curvature in {run.negative[recent].mean():.1%} of tasks" if s.lam else ""
+        negative, unconverged = run.negative[recent].mean(), run.unconverged[recent].mean()
+        cg = f", negative curvature in {negative:.1%}, unconverged in {unconverged:.1%} of tasks" if s.lam else ""
         accuracy = f", accuracy on validation tasks {run.validations[-1][1]:.1%}" if run.validations else ""
-        return f"query loss in training {run.losses[recent].mean():.3f}{accuracy}{curvature}"
+        return f"query loss in training {run.losses[recent].mean():.3f}{accuracy}{cg}"
 
     saved = time.monotonic()
     try:
@@ -264,6 +275,7 @@ def measure(s, run, parts, tasks, transductive, eager):
         "selected": max(run.validations, key=lambda v: (v[1], v[0]))[0],
         "loss": [float(part.mean()) for part in np.array_split(run.losses[: run.iteration], min(200, run.iteration))],
         "negative_curvature": float(run.negative[: run.iteration].mean()) if s.lam else None,
+        "unconverged": float(run.unconverged[: run.iteration].mean()) if s.lam else None,
     }
 
 
@@ -289,7 +301,10 @@ def lines(s, figures):
     verdict = "as it must be" if abs(first["mean"] - chance) <= band + 1e-9 else "OUTSIDE THE BAND: do labels leak?"
     yield f"before adaptation {first['mean']:.2f} %; by chance {chance:.2f} ± {band:.2f} (4 standard errors): {verdict}"
     if s.lam:
-        yield f"negative curvature met in {figures['negative_curvature']:.1%} of training tasks"
+        yield (
+            f"negative curvature met in {figures['negative_curvature']:.1%} of training tasks, conjugate gradients"
+            f" unconverged in {figures['unconverged']:.1%}"
+        )
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -301,7 +316,17 @@ OPTIONS = {
     "filters": "of a layer, instead of the preset's",
     "shards": "of the tasks, a thread each (default 2); results differ by rounding",
 }
-CHOICES = "method", "preset", "ways", "shots", "seed", "network", *OPTIONS  # what `choose` takes; None: not told
+CLIPS = {"clip": "the meta-gradient", "inner_clip": "each task's inner gradients, in training and at test,"}
+CHOICES = (
+    "method",
+    "preset",
+    "ways",
+    "shots",
+    "seed",
+    "network",
+    *OPTIONS,
+    *CLIPS,
+)  # what `choose` takes; None: not told
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
@@ -351,6 +376,9 @@ def arguments():
     p.add_argument("--network", choices=NETWORKS, help="conv (default), or Finn et al.'s dense 256-128-64-64")
     for name, what in OPTIONS.items():
         p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=what)
+    for name, what in CLIPS.items():
+        option = f"--{name.replace('_', '-')}"
+        p.add_argument(option, type=report.positive, metavar="NORM", help=f"clip {what} to this norm (default: don't)")
     p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
     p.add_argument("--not-transductive", action="store_true", help="test: batch norm over the support and one query")
     data = p.add_mutually_exclusive_group()
@@ -424,6 +452,10 @@ def must_agree(path, stored, wanted):
         raise ValueError(f"{path} is another training: {'; '.join(differ)}")
 
 
+GOES_ON = "goes on from there"
+STOPS_AGAIN = "would stop at the same place; --evaluate tests what it has learned so far"
+
+
 def main(argv=None):
     parser = arguments()
     args, start, clock = parser.parse_args(argv), time.perf_counter(), Clock(list)
@@ -432,7 +464,7 @@ def main(argv=None):
     def save(run):
         nonlocal saved
         checkpoint.save(path, {"omniglot": vars(s), "run": vars(run)})
-        saved = f"; iteration {run.iteration} is saved in {path}, the same command with --resume goes on from there"
+        saved = f"; iteration {run.iteration} is saved in {path}, the same command with --resume "
 
     try:
         try:
@@ -458,9 +490,11 @@ def main(argv=None):
             draw_task(plt, s, *predicted_task(s, run.best, parts["test"], transductive), task)
             print(f"pictures: {curve}, {steps}, {task}")
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: interrupted{saved}\n")
-    except (FloatingPointError, OSError, MemoryError) as error:
-        parser.exit(1, f"{parser.prog}: stopped: {error}{saved}\n")
+        parser.exit(130, f"\n{parser.prog}: interrupted{saved and saved + GOES_ON}\n")
+    except FloatingPointError as error:
+        parser.exit(1, f"{parser.prog}: stopped: {error}{saved and saved + STOPS_AGAIN}\n")
+    except (OSError, MemoryError) as error:
+        parser.exit(1, f"{parser.prog}: stopped: {error}{saved and saved + GOES_ON}\n")
     times = [f"{t['calls']} × {name} {1000 * t['median']:.3g} ms" for name, t in clock.summary().items()]
     print(f"times: {', '.join(times)}")
 

@@ -32,8 +32,17 @@ def batches(size):
     return size and functools.partial(minibatch, size)
 
 
-def by_learned_steps(s):
+def clipped(s, rule=tm.solvers.sgd):
+    """The rule, with each task's gradient clipped if that is asked for."""
+    return functools.partial(tm.solvers.clipped, norm=s.inner_clip, rule=rule) if s.inner_clip else rule
+
+
+def by_steps_in_turn(s):
     return {"steps": s.steps, "batch": batches(s.batch)}
+
+
+def by_learned_steps(s):
+    return {"rule": clipped(s), **by_steps_in_turn(s)}
 
 
 def by_steps(s):
@@ -48,25 +57,25 @@ def newton(s):
     return functools.partial(tm.solvers.hessian_free, cg_steps=s.newton_cg, halvings=5)
 
 
-def maml_with_dropout(loss, theta, support, query, *, noise, **options):
-    return tm.meta.maml(loss, theta, support, query, rule=tm.meta.dropout(noise), **options)
+def maml_with_dropout(loss, theta, support, query, *, noise, rule, **options):
+    return tm.meta.maml(loss, theta, support, query, rule=tm.meta.dropout(noise, rule), **options)
 
 
 # ---- adaptation: (settings, loss, θ, support, steps) -> φ after 0, .., steps steps -----------------------------------
 
 
 def plainly(s, loss, theta, support, steps, **options):
-    options = {"alpha": s.alpha, "batch": batches(s.test_batch), **options}
+    options = {"alpha": s.alpha, "batch": batches(s.test_batch), "rule": clipped(s), **options}
     return tm.meta.trajectory(loss, theta, support, steps=steps, cut=steps, **options)
 
 
 def by_adam(s, loss, theta, support, steps):
-    return plainly(s, loss, theta, support, steps, rule=ADAM)
+    return plainly(s, loss, theta, support, steps, rule=clipped(s, ADAM))
 
 
 def head_only(s, loss, theta, support, steps):
-    alpha = [0.0] * (len(theta) - s.head) + [s.alpha] * s.head
-    return plainly(s, loss, theta, support, steps, alpha=alpha)
+    head_loss = lambda phi, data: loss([*tm.stop_gradient(phi[: -s.head]), *phi[-s.head :]], data)
+    return plainly(s, head_loss, theta, support, steps)
 
 
 def learned(s, loss, theta, support, steps):
@@ -138,10 +147,10 @@ SGD = {"outer": tm.solvers.sgd}
 METHODS = {
     "maml": Method(tm.meta.maml),
     "fomaml": Method(tm.meta.fomaml),
-    "reptile": Method(tm.meta.reptile, lambda s: {**by_steps(s), "rule": ADAM}, by_adam, **SGD),
+    "reptile": Method(tm.meta.reptile, lambda s: {**by_steps(s), "rule": clipped(s, ADAM)}, by_adam, **SGD),
     "imaml": Method(tm.meta.imaml, lambda s: {**implicitly(s), "lam": s.lam}, pulled),
     "truncated": Method(tm.meta.truncated, lambda s: {**by_steps(s), "last": s.last}),
-    "maml++": Method(tm.meta.maml_plus_plus, by_learned_steps, learned_in_turn, start=step_sizes_in_turn,
+    "maml++": Method(tm.meta.maml_plus_plus, by_steps_in_turn, learned_in_turn, start=step_sizes_in_turn,
                      schedule=multi_step_weights),
     "meta-sgd": Method(tm.meta.meta_sgd, by_learned_steps, learned, start=step_sizes),
     "anil": Method(tm.meta.anil, lambda s: {**by_steps(s), "head": s.head}, head_only),

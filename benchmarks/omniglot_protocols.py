@@ -61,6 +61,8 @@ class Settings:
     filters: int | None = 64
     flatten: bool = False  # the head sees all pixels of the last block, not their mean
     scale: float = 1 / 3  # of the initial weights
+    clip: float | None = None  # norm of the meta-gradient, at most
+    inner_clip: float | None = None  # norm of a task's inner gradients, at most, in training and at test
     shards: int = 2  # of the tasks of a step, a thread each; their sum is rounded otherwise than that of all
 
     @property
@@ -141,6 +143,10 @@ def choose(data, method="maml", preset="small", ways=5, shots=1, seed=0, **optio
     """The preset's Settings with those options instead. Where neither says, there are as many queries as shots."""
     if method not in PRESETS[preset]:
         raise ValueError(f"{TITLES[method]}'s published settings are not all known: --preset small and long are ours")
+    if options.get("inner_clip") and method in ("maml++", "newton"):
+        raise ValueError(
+            f"{TITLES[method]} takes no update rule in its inner loop: inner_clip has nothing to clip there"
+        )
     if options.get("network") == "dense":
         if "filters" in options:
             raise ValueError("filters are of the conv network, the dense one has none")

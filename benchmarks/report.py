@@ -10,8 +10,6 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from tinymeta.tasks.omniglot import write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
@@ -76,12 +74,14 @@ def progress(name, total, note, first=0):
         bar.close()
 
 
-def require_finite(name, iteration, loss, params):
-    """Raise FloatingPointError at the first loss or parameter that is not finite."""
-    bad = [f"parameter {i}" for i, p in enumerate(params) if not np.isfinite(p.data).all()]
-    if bad or not np.isfinite(loss.data):
-        bad = ", ".join(bad or ["none of the parameters"])
-        raise FloatingPointError(f"{name}, iteration {iteration}: the loss is {loss.item()}; not finite: {bad}")
+def positive(text):
+    """The type of an option: a positive number."""
+    try:
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
 
 
 def write_json(path, figures, settings, seconds):

@@ -17,13 +17,25 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
-from benchmarks.sinusoid_methods import ALPHAS, BASELINES, CLASSIC, METHODS, TASKS, TEST_STEPS, TRAINING_SHOTS, loss
+from benchmarks.sinusoid_methods import (
+    ALPHAS,
+    BASELINES,
+    CLASSIC,
+    METHODS,
+    TASKS,
+    TEST_STEPS,
+    TRAINING_SHOTS,
+    loss,
+    method,
+)
 from tinymeta.tasks import sinusoid
 
 SIZES = (1, 40, 40, 1)
 TEST_TASKS, TEST_SHOTS = 600, (5, 10, 20)
 GRID = np.linspace(sinusoid.LOW, sinusoid.HIGH, 100, dtype=np.float32)[:, None]
 TEST_SEED, VALIDATION_SEED = 1, 2
+
+CG_TROUBLE = "negative_curvature", "unconverged"
 
 COLUMNS = (0, 1, 5, 10)  # the numbers of steps that the table shows
 
@@ -36,36 +48,48 @@ PUBLISHED = {  # Finn et al. 2017, Table 2: K = 5, after 1, 5 and 10 steps
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def train(name, iterations, first_beta, seed, eager=False):
-    """θ after that many meta-batches. Weights ~ N(0, 1 / inputs)."""
-    m = METHODS[name]
+def train(name, iterations, first_beta, seed, eager=False, clip=None, inner_clip=None):
+    """(θ after that many meta-batches, {trouble that conjugate gradients met, if there were any: its share of tasks}).
+
+    Weights ~ N(0, 1 / inputs). clip, inner_clip: the norms to clip the meta-gradient and each task's inner ones to.
+    """
+    m = method(name, inner_clip)
     rng = np.random.default_rng([seed, 0])
     theta, state = m.start(tm.nn.init_mlp(rng, SIZES, gain=1.0)), None
-    report_cg = {"report": True} if "cg_steps" in m.inner else {}
+    options = m.inner | ({"report": True} if "cg_steps" in m.inner else {})
 
     def iteration(theta, state, support, query, drawn, beta):
-        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **m.inner, **drawn, **report_cg)
-        theta, state = tm.stop_gradient(m.outer(theta, meta_grad, state, lr=beta))
-        return theta, state, query_loss, [solution.negative_curvature for solution in cg]
+        query_loss, meta_grad, *cg = m.algorithm(loss, theta, support, query, **options, **drawn)
+        direction = tm.solvers.clip(meta_grad, clip) if clip else meta_grad
+        theta, state = tm.stop_gradient(m.outer(theta, direction, state, lr=beta))
+        shares = [tm.mean(getattr(s, what).astype(query_loss.dtype)) for s in cg for what in CG_TROUBLE]
+        return theta, state, query_loss, meta_grad, shares
 
     if not eager:
         iteration = tm.compile(iteration)
-    recent = deque(maxlen=200)  # (query loss, share of tasks with negative curvature) of the last iterations
+    recent, shares = deque(maxlen=200), []  # query losses of the last iterations; shares of tasks in all of them
     beta = first_beta
 
     def note():
-        query_loss, negative = np.mean(recent, axis=0)
-        curvature = f", negative curvature in {negative:.1%} of tasks" if report_cg else ""
-        return f"query loss {query_loss:.3f}, outer step {beta:.2g}{curvature}"
+        trouble = "".join(f", {what.replace('_', ' ')} in {x:.1%}" for what, x in summary(shares[-200:]).items())
+        trouble += " of tasks" if trouble else ""
+        return f"query loss {np.mean(recent):.3f}, outer step {beta:.2g}{trouble}"
 
     for i in report.progress(m.title, iterations, note):
         support, query = sinusoid.training_batch(rng, TASKS, TRAINING_SHOTS)
         beta = np.array(first_beta * schedule(m.outer, i / iterations), np.float32)
         drawn = m.draw(rng, theta, i / iterations) if m.draw else {}
-        theta, state, query_loss, negative = iteration(theta, state, support, query, drawn, beta)
-        report.require_finite(m.title, i, query_loss, theta)
-        recent.append((query_loss.item(), negative[0].data.mean() if negative else 0))
-    return theta
+        updated, state, *result, troubled = iteration(theta, state, support, query, drawn, beta)
+        again = m.algorithm, loss, theta, support, query
+        tm.meta.require_finite(f"{m.title}, iteration {i}", result, *again, updated=updated, **options, **drawn)
+        theta = updated
+        recent.append(result[0].item())
+        shares.append([x.item() for x in troubled])
+    return theta, summary(shares)
+
+
+def summary(shares):
+    return dict(zip(CG_TROUBLE, np.mean(shares, axis=0).tolist())) if any(shares) else {}
 
 
 def schedule(outer, done):
@@ -75,31 +99,34 @@ def schedule(outer, done):
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def adapted(name, theta, support, steps, alpha):
+def adapted(name, theta, support, steps, alpha, inner_clip=None):
     """φ of every task, found as the method finds it in training."""
-    objective, weights, options = METHODS[name].at_test(theta, alpha, METHODS[name].inner)
+    m = method(name, inner_clip)
+    objective, weights, options = m.at_test(theta, alpha, m.inner)
     return tm.meta.adapt(objective, weights, support, steps=steps, **options)
 
 
-def errors(name, theta, waves, support, alpha, steps=range(TEST_STEPS + 1)):
+def errors(name, theta, waves, support, alpha, steps=range(TEST_STEPS + 1), inner_clip=None):
     """Squared error on the grid of every task after each number of steps: (len(steps), tasks)."""
     x = np.broadcast_to(GRID, (len(waves.amplitude), *GRID.shape))
-    return np.array([loss(adapted(name, theta, support, k, alpha), (x, waves(x))).data for k in steps], np.float64)
+    phis = (adapted(name, theta, support, k, alpha, inner_clip) for k in steps)
+    return np.array([loss(phi, (x, waves(x))).data for phi in phis], np.float64)
 
 
-def tuned_alpha(name, theta):
+def tuned_alpha(name, theta, inner_clip=None):
     """The inner step of a baseline: the best mean error at K = 5 after 10 steps on validation tasks."""
     tasks = sinusoid.test_tasks(VALIDATION_SEED, 200, 5)
     with np.errstate(over="ignore", invalid="ignore"):  # steps that are too large diverge
-        scores = [errors(name, theta, *tasks, alpha, steps=[TEST_STEPS]).mean() for alpha in ALPHAS]
+        last = {"steps": [TEST_STEPS], "inner_clip": inner_clip}
+        scores = [errors(name, theta, *tasks, alpha, **last).mean() for alpha in ALPHAS]
     return ALPHAS[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))]
 
 
-def evaluate(name, theta, alpha, tasks=TEST_TASKS):
+def evaluate(name, theta, alpha, tasks=TEST_TASKS, inner_clip=None):
     """By K: mean, ±, median and largest error after 0 ... 10 steps; share of tasks that end worse than they began."""
     result = {}
     for shots in TEST_SHOTS:
-        e = errors(name, theta, *sinusoid.test_tasks(TEST_SEED, tasks, shots), alpha)
+        e = errors(name, theta, *sinusoid.test_tasks(TEST_SEED, tasks, shots), alpha, inner_clip=inner_clip)
         result[shots] = {
             "mean": e.mean(1).tolist(),
             "half_width": (1.96 * e.std(1) / np.sqrt(tasks)).tolist(),
@@ -134,7 +161,7 @@ def table(results):
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def draw_fits(plt, thetas, alphas, path):
+def draw_fits(plt, thetas, alphas, path, inner_clip=None):
     """Truth, the K points, and the fit before and after 1 and 10 steps: a column a method, a row a kind of support."""
     fits = [
         (0, "before", dict(color="tab:gray", ls=":")),
@@ -149,7 +176,7 @@ def draw_fits(plt, thetas, alphas, path):
         for axis, (name, theta) in zip(row, thetas.items()):
             axis.plot(GRID, waves(GRID)[0], color="black", lw=1, label="truth")
             for steps, label, style in fits:
-                phi = adapted(name, theta, support, steps, alphas[name])
+                phi = adapted(name, theta, support, steps, alphas[name], inner_clip)
                 axis.plot(GRID, tm.nn.mlp(phi, GRID[None]).data[0], lw=1.4, label=label, **style)
             axis.plot(support[0][0], support[1][0], "^", color="tab:red", ms=5, label="the K points")
             axis.set_ylim(-5.6, 5.6)
@@ -182,11 +209,11 @@ def draw_curves(plt, results, path):
     plt.close(figure)
 
 
-def describe(function):
-    """Its name, of a partial with the arguments."""
-    if not isinstance(function, partial):
-        return function.__name__
-    return f"{function.func.__name__}({', '.join(f'{key}={value}' for key, value in function.keywords.items())})"
+def describe(value):
+    """A function's name, of a partial with the arguments; a number as it is."""
+    if isinstance(value, partial):
+        return f"{value.func.__name__}({', '.join(f'{key}={describe(v)}' for key, v in value.keywords.items())})"
+    return value.__name__ if callable(value) else value
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -206,6 +233,8 @@ def main(argv=None):
     listed = f"all, or some of: {' '.join(METHODS)} (default: {' '.join(CLASSIC)})"
     parser.add_argument("--methods", **methods, help=listed)
     parser.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
+    for option, what in (("clip", "the meta-gradient"), ("inner-clip", "each task's inner gradient")):
+        parser.add_argument(f"--{option}", type=report.positive, metavar="NORM", help=f"clip {what} to this norm")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
@@ -214,26 +243,31 @@ def main(argv=None):
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
     if "all" in args.methods:
         args.methods = list(METHODS)
+    try:
+        for name in args.methods:
+            method(name, args.inner_clip)
+    except ValueError as error:
+        parser.error(error)
     start = time.perf_counter()
     thetas, alphas, results, settings = {}, {}, {}, {}
     for name in args.methods:
-        m = METHODS[name]
+        m = method(name, args.inner_clip)
         iterations, beta = m.full if args.full else m.budget
         if args.iterations is not None and name != "random":
             iterations = args.iterations
         try:
-            theta = train(name, iterations, beta, args.seed, args.eager)
+            theta, shares = train(name, iterations, beta, args.seed, args.eager, args.clip, args.inner_clip)
         except FloatingPointError as error:  # the other methods' results still count
             print(f"stopped: {error}", file=sys.stderr)
             continue
         thetas[name] = theta
-        alphas[name] = tuned_alpha(name, thetas[name]) if name in BASELINES else m.inner.get("alpha")
-        results[name] = evaluate(name, thetas[name], alphas[name])
-        inner = {
-            key: value if isinstance(value, (int, float, list)) else describe(value) for key, value in m.inner.items()
-        }
+        inner_clip = {"inner_clip": args.inner_clip}
+        alphas[name] = tuned_alpha(name, theta, **inner_clip) if name in BASELINES else m.inner.get("alpha")
+        results[name] = evaluate(name, theta, alphas[name], **inner_clip) | shares
+        inner = {key: describe(value) for key, value in m.inner.items()}
         outer = {"outer": m.outer.__name__, "beta": beta, "iterations": iterations, "test_alpha": alphas[name]}
-        settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer}
+        clips = {key: value for key, value in (("clip", args.clip), ("inner_clip", args.inner_clip)) if value}
+        settings[name] = {"algorithm": m.algorithm.__name__, **inner, **outer, **clips}
     if not results:
         sys.exit(1)
     print(table(results))
@@ -245,7 +279,7 @@ def main(argv=None):
         args.out.mkdir(parents=True, exist_ok=True)
         draw_curves(plt, results, args.out / "sinusoid_steps.png")
         if len(thetas) <= len(CLASSIC):  # no room for more columns
-            draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png")
+            draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png", args.inner_clip)
         print(f"pictures: {', '.join(map(str, sorted(args.out.glob('sinusoid_*.png'))))}")
     print(f"{seconds:.0f} s")
     if len(results) < len(args.methods):

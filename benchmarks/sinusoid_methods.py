@@ -4,8 +4,9 @@ alpha is the inner step, at test too; `budget` is iterations and first outer ste
 first four were tuned by hand, the relatives little: one to four tries each.
 """
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -40,12 +41,13 @@ def shrunk(theta, alpha, inner):
 
 
 def head_only(theta, alpha, inner):
-    return loss, theta, {"alpha": [0.0] * (len(theta) - inner["head"]) + [alpha] * inner["head"]}
+    head_loss = lambda phi, data: loss([*tm.stop_gradient(phi[: -inner["head"]]), *phi[-inner["head"] :]], data)
+    return head_loss, *plainly(theta, alpha, inner)[1:]
 
 
 def by_learned_steps(theta, alpha, inner):
     weights, a = tm.meta.split(theta)
-    return loss, weights, {"alpha": a}
+    return plainly(weights, a, inner)
 
 
 def by_learned_steps_in_turn(theta, alpha, inner):
@@ -75,8 +77,8 @@ def es_noise(perturbations, queries):
     return draw
 
 
-def maml_with_dropout(loss, theta, support, query, *, noise, **inner):
-    return tm.meta.maml(loss, theta, support, query, rule=tm.meta.dropout(noise), **inner)
+def maml_with_dropout(loss, theta, support, query, *, noise, rule=tm.solvers.sgd, **inner):
+    return tm.meta.maml(loss, theta, support, query, rule=tm.meta.dropout(noise, rule), **inner)
 
 
 # ---- the methods -----------------------------------------------------------------------------------------------------
@@ -140,6 +142,19 @@ METHODS = {
     "shrinkage": Method("shrinkage", tm.meta.shrinkage, SHRINKAGE, (2_000, 1e-3), full=(4_000, 1e-3),
                         start=with_variances, at_test=shrunk),
 }  # fmt: skip
+
+
+def method(name, inner_clip=None):
+    """Its entry, with inner gradients clipped to that norm, in training and at test; ValueError if it has none."""
+    m = METHODS[name]
+    if inner_clip is None:
+        return m
+    if "rule" not in inspect.signature(m.algorithm).parameters or "solve" in m.inner:
+        raise ValueError(f"{m.title} takes no update rule in its inner loop: --inner-clip has nothing to clip there")
+    rule = partial(tm.solvers.clipped, norm=inner_clip, rule=m.inner.get("rule", tm.solvers.sgd))
+    return replace(m, inner=m.inner | {"rule": rule})
+
+
 CLASSIC = ("maml", "fomaml", "reptile", "imaml", "pretrained", "random")
 BASELINES = ("pretrained", "random")  # adapt with the best of ALPHAS on validation tasks
 ALPHAS = (0.001, 0.003, 0.01, 0.03, 0.1)

@@ -202,3 +202,7 @@ def test_refusals_and_warnings():
     broken = lambda w, hyper: ridge(w, hyper) * np.array([1.0, np.nan, 1.0])
     with pytest.warns(RuntimeWarning, match="hypergradient: .* of 1 of 3 tasks are not finite"):
         tm.meta.hypergradient(broken, validation, w, hyper, steps=5)
+    with pytest.warns(RuntimeWarning, match="hypergradient: .* is left unsolved in 3 of 3 tasks, .* after 1 products"):
+        tm.meta.hypergradient(ridge, validation, w, hyper, steps=1)
+    with pytest.warns(RuntimeWarning, match="a Neumann series that diverges a smaller eta"):
+        tm.meta.hypergradient(ridge, validation, w, hyper, steps=9, linear_solver=partial(tm.solvers.neumann, eta=3.0))

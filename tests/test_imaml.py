@@ -313,6 +313,52 @@ def test_negative_curvature_is_counted_in_a_warning_or_in_the_report():
         assert np.allclose(flat(g), flat(first), rtol=1e-12, atol=0) == indefinite
 
 
+def test_systems_that_are_left_unsolved_are_counted_in_a_warning_or_in_the_report():
+    """λ = 3 is convex here, but one product is too few; a tenth of b is the bound, and half of the tasks."""
+    theta, support, query = problem()
+    phi = tm.meta.adapt(proximal(loss, theta, 3.0), theta, support, alpha=0.05, steps=40)
+    call = partial(tm.meta.implicit_gradient, loss, phi, support, query, lam=3.0)
+    smallest = [
+        1 + np.linalg.eigvalsh(dense_hessian(lambda x, i=i: loss([p[None] for p in x], task(support, i))[0],
+                                             [tm.Tensor(p.data[i]) for p in phi]))[0] / 3.0
+        for i in range(3)
+    ]  # fmt: skip
+    found = []
+    for steps in (0, 1, 2, 3, 12):
+        *_, solution = call(cg_steps=steps, report=True)
+        exact = dense(phi, support, query, 3.0)
+        b = dense(phi, support, query, 1e12)  # ∇L_q
+        x = np.concatenate([x_i.data.reshape(3, -1) for x_i in solution.x], axis=1)
+        error = np.linalg.norm(x - exact, axis=1) / np.linalg.norm(b, axis=1)
+        assert (error <= solution.relative_residual.data / smallest * (1 + 1e-6) + 1e-12).all()  # ‖A⁻¹‖ ‖r‖
+        unsolved = (solution.relative_residual.data > 0.1).sum()
+        assert solution.unconverged.data.sum() == unsolved and not solution.negative_curvature.data.any()
+        found.append(unsolved)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(cg_steps=steps)
+        said = [str(w.message) for w in caught]
+        if steps and unsolved >= 2:
+            assert (
+                len(said) == 1 and f"L_q is left unsolved in {unsolved} of 3 tasks, with a median residual" in said[0]
+            )
+        else:
+            assert not said
+    assert found[0] == 3 and found[1] >= 2 and found[-1] == 0, found
+
+
+def test_a_series_that_diverges_is_said_to():
+    theta, support, query = problem()
+    phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=3)
+    call = partial(tm.meta.implicit_gradient, loss, phi, support, query, lam=40.0, cg_steps=8)
+    with pytest.warns(RuntimeWarning, match="in 3 of 3 tasks, .* after 8 products: .* that diverges a smaller eta"):
+        call(linear_solver=partial(tm.solvers.neumann, eta=2.5))
+    with pytest.warns(RuntimeWarning, match="left unsolved"):  # where the function is compiled, at its first call only
+        compiled = tm.compile(lambda phi: call.func(*call.args[:1], phi, *call.args[2:], lam=0.3, cg_steps=1))
+        compiled(phi)
+    compiled(phi)
+
+
 def test_a_lam_for_each_parameter_is_as_many_positive_numbers():
     theta, support, query = problem()
     options = {"alpha": 0.1, "steps": 1, "cg_steps": 1}

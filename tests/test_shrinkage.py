@@ -136,3 +136,10 @@ def test_refusals_and_warnings():
         tm.meta.shrinkage(loss, loose, support, query, modules=MODULES, **options)
     report = tm.meta.shrinkage(loss, loose, support, query, modules=MODULES, report=True, **options)[2]
     assert report.negative_curvature.data.any()
+    tight = [*theta[:4], tm.Tensor(-np.log(3.0)), tm.Tensor(-np.log(3.0))]
+    few = options | {"steps": 20, "cg_steps": 1}
+    with pytest.warns(
+        RuntimeWarning, match="shrinkage: .*L_q is left unsolved in [23] of 3 tasks, .* after 1 products"
+    ):
+        tm.meta.shrinkage(loss, tight, support, query, modules=MODULES, **few)
+    assert tm.meta.shrinkage(loss, tight, support, query, modules=MODULES, report=True, **few)[2].unconverged.data.any()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_evaluation_is_what_its_words_say(monkeypatch):
 def test_a_baseline_takes_the_step_that_is_best_on_validation_tasks(monkeypatch):
     scores = dict(zip(benchmark.ALPHAS, [3.0, 2.0, 1.0, np.nan, np.inf]))
     seeds = []
-    monkeypatch.setattr(benchmark, "errors", lambda name, theta, w, s, alpha, steps: np.array([[scores[alpha]]]))
+    monkeypatch.setattr(benchmark, "errors", lambda name, theta, w, s, alpha, **_: np.array([[scores[alpha]]]))
     monkeypatch.setattr(sinusoid, "test_tasks", lambda seed, *args: seeds.append(seed) or (None, None))
     assert benchmark.tuned_alpha("random", None) == 0.01 and seeds == [benchmark.VALIDATION_SEED]
     assert benchmark.VALIDATION_SEED != benchmark.TEST_SEED
@@ -121,8 +122,8 @@ def test_a_baseline_takes_the_step_that_is_best_on_validation_tasks(monkeypatch)
 def test_every_algorithm_trains_and_adapts(name):
     """Three iterations move θ, compiled as without, and at test adaptation moves away from it."""
     m = benchmark.METHODS[name]
-    theta, eager = (benchmark.train(name, 3, m.budget[1], seed=0, eager=eager) for eager in (False, True))
-    untrained = benchmark.train(name, 0, m.budget[1], seed=0)
+    (theta, _), (eager, _) = (benchmark.train(name, 3, m.budget[1], seed=0, eager=eager) for eager in (False, True))
+    untrained, _ = benchmark.train(name, 0, m.budget[1], seed=0)
     for a, b in zip(theta, eager, strict=True):
         np.testing.assert_allclose(a.data, b.data, rtol=2e-4, atol=2e-5)
     assert any((a.data != b.data).any() for a, b in zip(theta, untrained))
@@ -139,22 +140,100 @@ def test_learned_step_sizes_are_taken_in_turn_and_the_last_goes_on():
 
 
 def test_the_head_alone_moves_in_anil():
-    theta = benchmark.train("anil", 0, 1e-3, seed=0)
+    theta, _ = benchmark.train("anil", 0, 1e-3, seed=0)
     phi = benchmark.adapted("anil", theta, sinusoid.test_tasks(1, 3, 5)[1], 2, 0.01)
     moved = [(p.data != t.data).any() for p, t in zip(phi, theta)]
     assert moved == [False] * 4 + [True] * 2
 
 
 def test_bad_options_get_one_line_and_status_2(tmp_path):
-    for options in (["--iterations", "-1"], ["--methods", "sgd"], ["--full", "--iterations", "3"]):
+    for options in (["--iterations", "-1"], ["--methods", "sgd"], ["--full", "--iterations", "3"], ["--clip", "nan"]):
         result = run(tmp_path, *options)
         assert result.returncode == 2 and "error:" in result.stderr.splitlines()[-1]
 
 
 def test_training_stops_at_the_first_number_that_is_none(monkeypatch):
     monkeypatch.setitem(benchmark.METHODS["maml"].inner, "alpha", 1e20)
-    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="MAML, iteration 0: .*parameter 0"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(FloatingPointError, match="MAML, iteration 0: loss on the query of task 0 is .* step 0"),
+    ):
         benchmark.train("maml", 5, 1e-3, 0)
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile", "imaml", "dropout", "es-maml", "maml++"])
+def test_the_task_of_a_number_that_is_none_is_named(name, monkeypatch):
+    draw, drawn = sinusoid.training_batch, []
+
+    def planted(*args):
+        support, query = draw(*args)
+        drawn.append(1)
+        support[1][7, 3, 0] = np.nan if len(drawn) == 3 else support[1][7, 3, 0]
+        return support, query
+
+    monkeypatch.setattr(sinusoid, "training_batch", planted)
+    m = benchmark.METHODS[name]
+    with np.errstate(all="ignore"), warnings.catch_warnings(), pytest.raises(FloatingPointError) as stop:
+        warnings.simplefilter("ignore")  # of iMAML, on such numbers
+        benchmark.train(name, 5, m.budget[1], 0, eager=name != "maml")
+    assert str(stop.value).startswith(f"{m.title}, iteration 2: support[1] of task 7 is nan at (7, 3, 0)")
+
+
+def distances(theta, other):
+    return np.sqrt(sum(((a.data - b.data) ** 2).sum() for a, b in zip(theta, other)))
+
+
+def test_what_clipping_the_meta_gradient_changes():
+    """SGD's first step is β times the norm long, in the direction that it has without; a large norm changes nothing."""
+    start, plain, clipped, large = (
+        benchmark.train("reptile", n, 0.5, 0, clip=clip)[0] for n, clip in ((0, None), (1, None), (1, 0.01), (1, 1e6))
+    )
+    assert distances(clipped, start) == pytest.approx(0.5 * 0.01, rel=1e-4)
+    ratio = distances(clipped, start) / distances(plain, start)
+    for s, p, c in zip(start, plain, clipped):
+        np.testing.assert_allclose(c.data - s.data, ratio * (p.data - s.data), atol=1e-7)
+    assert all((p.data == x.data).all() for p, x in zip(plain, large))
+
+
+CLIPPABLE = [n for n in benchmark.METHODS if n not in ("maml++", "newton", "es-maml", "fo-es-maml", "random")]
+
+
+@pytest.mark.parametrize("name", CLIPPABLE)
+def test_what_clipping_inner_gradients_changes(name):
+    """At test every step of gradient descent is at most α times the norm long; in training a large norm changes nothing."""
+    m = benchmark.METHODS[name]
+    train = lambda norm: benchmark.train(name, 2, m.budget[1], 0, eager=True, inner_clip=norm)[0]
+    plain, clipped, large = map(train, (None, 0.01, 1e6))
+    assert all((a.data == b.data).all() for a, b in zip(plain, large))
+    assert (distances(plain, clipped) > 0) == (name != "pretrained")  # which has no inner steps
+    if m.inner.get("rule", tm.solvers.sgd) is tm.solvers.sgd and name != "meta-sgd":
+        theta, support = plain[:6], sinusoid.test_tasks(1, 3, 5)[1]
+        phi = benchmark.adapted(name, theta, support, 1, 0.01, inner_clip=0.01)
+        moved = np.sqrt(sum(((p.data - t.data) ** 2).reshape(3, -1).sum(1) for p, t in zip(phi, theta)))
+        assert (moved <= 0.01 * 0.01 * 1.02).all() and moved.max() > 0.9 * 0.01 * 0.01
+
+
+@pytest.mark.parametrize("name", ["maml++", "newton", "es-maml", "fo-es-maml"])
+def test_methods_without_an_inner_update_rule_refuse_to_clip_there(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--methods", name, "--inner-clip", "1", "--iterations", "1"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and "takes no update rule in its inner loop" in err
+
+
+def test_shares_of_tasks_and_clips_are_in_the_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark.report, "pyplot", lambda: None)
+    monkeypatch.setattr(benchmark, "evaluate", lambda *args, **options: {"inner_clip": options["inner_clip"]})
+    monkeypatch.setattr(benchmark, "table", lambda results: "")
+    options = ["--methods", "imaml", "maml", "--iterations", "20", "--clip", "0.5", "--inner-clip", "10"]
+    benchmark.main([*options, "--json", str(tmp_path / "s.json")])
+    assert "negative curvature in " in (err := capsys.readouterr().err) and "unconverged in " in err
+    record = json.loads((tmp_path / "s.json").read_text())
+    shares = record["figures"]["imaml"]["negative_curvature"], record["figures"]["imaml"]["unconverged"]
+    assert all(0 <= x < 0.5 for x in shares) and "unconverged" not in record["figures"]["maml"]
+    assert record["figures"]["maml"] == {"inner_clip": 10}  # at test too
+    assert record["settings"]["maml"]["clip"] == 0.5 and record["settings"]["maml"]["inner_clip"] == 10
+    assert record["settings"]["imaml"]["rule"] == "clipped(norm=10.0, rule=nesterov)"
 
 
 def test_a_method_that_stops_does_not_take_the_others_with_it(tmp_path, monkeypatch, capsys):

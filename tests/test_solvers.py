@@ -108,6 +108,106 @@ def test_shapes_must_agree(rule):
         rule([tm.Tensor(np.ones(1))], [], None, lr=0.1)
 
 
+# ---- clipping --------------------------------------------------------------------------------------------------------
+
+CLIP = {False: lambda g, c: tm.solvers.clip(g, c), True: lambda g, c: tm.solvers.clip(g, c, stacked=True)}
+
+
+def norms(grads, stacked):
+    rows = len(grads[0].data) if stacked else 1
+    return np.sqrt(np.sum([(g.data.astype(float) ** 2).reshape(rows, -1).sum(axis=1) for g in grads], axis=0))
+
+
+@pytest.mark.parametrize("stacked", CLIP)
+@pytest.mark.parametrize("norm", [1e-3, 2.0, 1e9])
+def test_a_gradient_keeps_its_direction_and_is_no_longer_than_the_norm(stacked, norm):
+    grads = [RNG.standard_normal((3, 2, 4)), RNG.standard_normal((3, 1, 4)), RNG.standard_normal(3)]
+    grads = [np.array([0.1, 1, 10]).reshape(3, *[1] * (g.ndim - 1)) * g for g in grads]
+    if not stacked:
+        grads.append(np.array(5.0))  # a 0-d parameter
+    clipped = CLIP[stacked]([tm.Tensor(g) for g in grads], norm)
+    before = norms([tm.Tensor(g) for g in grads], stacked)
+    np.testing.assert_allclose(norms(clipped, stacked), np.minimum(before, norm), rtol=1e-14)
+    factor = np.minimum(1, norm / before)
+    for c, g in zip(clipped, grads, strict=True):
+        np.testing.assert_allclose(c.data, g * factor.reshape(-1, *[1] * (g.ndim - 1)) if g.ndim else g * factor[0])
+    if norm == 1e9:  # bit for bit
+        assert all((c.data == g).all() for c, g in zip(clipped, grads))
+
+
+def test_a_task_is_clipped_as_if_it_were_alone():
+    g = [RNG.standard_normal((4, 3)), RNG.standard_normal((4, 2, 2))]
+    g = [x * np.array([1e-8, 1, 1e8, 0]).reshape(4, *[1] * (x.ndim - 1)) for x in g]
+    together = tm.solvers.clip([tm.Tensor(x) for x in g], 0.5, stacked=True)
+    for i in range(4):
+        alone = tm.solvers.clip([tm.Tensor(x[i]) for x in g], 0.5)
+        assert all((t.data[i] == a.data).all() for t, a in zip(together, alone))
+
+
+@pytest.mark.parametrize("size", [0, 1e-39, 1e-30, 1e-12, 1.0, 1e18, 1e30, 1e38])
+@pytest.mark.parametrize("norm", [1e-20, 2.0, 1e20])
+def test_no_square_overflows_in_float32(size, norm):
+    g = tm.Tensor(np.float32(size) * np.linspace(1, 2, 5, dtype=np.float32)[None])
+    (clipped,) = tm.solvers.clip([g], norm, stacked=True)
+    assert clipped.dtype == np.float32
+    np.testing.assert_allclose(norms([clipped], True), np.minimum(norms([g], True), norm), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_comes_out_as_it_went_in(value):
+    g = np.array([[3.0, 4.0], [3.0, value], [0.3, 0.4]])
+    with np.errstate(invalid="ignore"):
+        (clipped,) = tm.solvers.clip([tm.Tensor(g)], 1.0, stacked=True)
+    np.testing.assert_allclose(clipped.data, [[0.6, 0.8], [3.0, value], [0.3, 0.4]])  # and the others as without it
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0], ids=["within", "clipped"])
+def test_derivatives_of_clipping(scale):
+    """(c / ‖g‖) (I − u uᵀ) where it clips, I where not; to second order by finite differences."""
+    g = scale * RNG.standard_normal((2, 3))
+    f = lambda a, b: tm.solvers.clip([a, b], 1.0, stacked=True)
+    tm.check_grads(lambda a, b: sum(tm.sum(tm.sin(x)) for x in f(a, b)), [g, scale * RNG.standard_normal((2, 1, 2))])
+    x, v = tm.Tensor(g[0]), RNG.standard_normal(3)
+    (vjp,) = tm.vjp(tm.solvers.clip([x], 1.0)[0], [x], v)
+    size = np.linalg.norm(g[0])
+    u = g[0] / size
+    expected = (v - u * (u @ v)) / size if size > 1 else v
+    np.testing.assert_allclose(vjp.data, expected, rtol=1e-12)
+
+
+def test_at_the_kink_a_gradient_counts_as_one_that_is_not_clipped():
+    x = tm.Tensor(np.array([3.0, 4.0]))
+    (y,) = tm.solvers.clip([x], 5.0)
+    np.testing.assert_array_equal(tm.vjp(y, [x], np.array([1.0, 1.0]))[0].data, [1.0, 1.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_is_finite_at_a_zero_gradient(dtype):
+    """At orders 0, 1 and 2, beside a task whose gradient is clipped."""
+    g = tm.Tensor(np.array([[0.0, 0.0], [3.0, 4.0]], dtype))
+    (c,) = tm.solvers.clip([g], 1.0, stacked=True)
+    (d,) = tm.grad(tm.sum(c * c * c), [g], create_graph=True)
+    (dd,) = tm.grad(tm.sum(d), [g])
+    assert all(np.isfinite(t.data).all() and t.dtype == dtype for t in (c, d, dd))
+    assert (c.data[0] == 0).all() and (tm.grad(tm.sum(c), [g])[0].data[0] == 1).all()
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, np.nan, np.inf])
+def test_a_norm_is_a_positive_number(norm):
+    with pytest.raises(ValueError, match="norm is the length to clip gradients to, a positive number, got"):
+        tm.solvers.clip([tm.Tensor(np.ones(2))], norm)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_clipped_rule_is_the_rule_on_clipped_gradients(rule):
+    params, state, expected = [tm.Tensor(np.ones((2, 3)))], None, None
+    for seed in range(3):
+        grads = [tm.Tensor(np.random.default_rng(seed).standard_normal((2, 3)))]
+        want, expected = rule(params, tm.solvers.clip(grads, 0.5, stacked=True), expected, lr=0.1)
+        params, state = tm.solvers.clipped(params, grads, state, lr=0.1, norm=0.5, rule=rule)
+        np.testing.assert_array_equal(params[0].data, want[0].data)
+
+
 def test_gradient_descent_solves_each_task_as_if_alone():
     a = RNG.uniform(0.5, 2, (4, 3))
 
@@ -319,6 +419,36 @@ def test_the_size_of_b_does_not_matter(size):
     scaled = tm.solvers.cg(matvec, [np.float32(size) * b for b in bs], steps=6)
     np.testing.assert_allclose(flat(scaled.x), np.float32(size) * flat(plain.x), rtol=1e-3)
     assert not scaled.negative_curvature.data.any()
+
+
+def test_the_residual_against_b_and_who_has_not_converged():
+    """A diagonal: CG's k-th residual is known from the Krylov space; one task of each kind."""
+    diagonals = np.array([[1.0, 1.0, 1.0], [1.0, 30.0, 900.0], [2.0, 1.0, -1.0], [1.0, 30.0, 900.0]])
+    b = np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [0.1, 0.1, 1.0], [0.0, 0.0, 0.0]])
+    matvec, bs, flat = problem([np.diag(d) for d in diagonals], b)
+    solution = tm.solvers.cg(matvec, bs, steps=2)
+    size = np.where(b.any(axis=1), np.linalg.norm(b, axis=1), 1)
+    true = np.linalg.norm(b - diagonals * flat(solution.x), axis=1) / size
+    np.testing.assert_allclose(solution.relative_residual.data, true, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(solution.residual.data, true * size, rtol=1e-9, atol=1e-15)
+    assert true[1] > 0.1 and true[2] > 0.1
+    assert solution.negative_curvature.data.tolist() == [False, False, True, False]
+    assert solution.unconverged.data.tolist() == [False, True, False, False]  # the third is told of already
+    assert not tm.solvers.cg(matvec, bs, steps=20).unconverged.data.any()
+    loose = tm.solvers.cg(matvec, bs, steps=2, tol=0.99)
+    assert loose.relative_residual.data[1] > 0.1 and not loose.unconverged.data.any()  # as it was told to
+
+
+@pytest.mark.parametrize("x0", [None, "b"])
+def test_neumann_has_not_converged_where_its_residual_grows(x0):
+    diagonals = np.array([[1.0, 0.5, 0.2], [1.0, 2.5, 0.2], [1.0, -0.5, 0.2]])
+    matvec, bs, flat = problem([np.diag(d) for d in diagonals], np.ones((3, 3)))
+    for steps, grown in [(0, False), (1, False), (30, True)]:
+        solution = tm.solvers.neumann(matvec, bs, steps=steps, eta=1.0, x0=x0 and bs)
+        assert solution.unconverged.data.tolist() == [False, grown or bool(x0 and steps), False]
+        true = np.linalg.norm(1 - diagonals * flat(solution.x), axis=1) / np.sqrt(3)
+        np.testing.assert_allclose(solution.relative_residual.data, true, rtol=1e-9)
+    assert solution.negative_curvature.data.tolist() == [False, False, True]
 
 
 def test_cg_refuses_what_does_not_fit():

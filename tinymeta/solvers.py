@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ops import abs, equal, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
-from .tensor import Tensor, grad, stop_gradient, vjp
+from .tensor import Tensor, apply, grad, stop_gradient, stopped, vjp
 
 # ---- update rules ----------------------------------------------------------------------------------------------------
 
@@ -55,6 +55,36 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads, strict=True)]
     m_hat, v_hat = 1 / (1 - beta1**t), 1 / (1 - beta2**t)
     return step(params, lr, [m_hat * m / sqrt(v_hat * v + eps**2) for m, v in zip(m, v)]), (t, m, v)
+
+
+def clip(grads, norm, *, stacked=False):
+    """g ← g · min(1, c / ‖g‖), c = norm, ‖g‖ over all parameters together (Pascanu et al. 2013): a list like grads.
+
+    The direction stays, the length is c at most. stacked=True: grads are (tasks, ...), and each task has a ‖g‖ and a
+    factor of its own, which no other task's gradient enters. Differentiable like all else; with u = g / ‖g‖ the
+    derivative of a clipped g is (c / ‖g‖) (I − u uᵀ), of one that is not clipped I, and I too at the kink ‖g‖ = c. A
+    gradient that isn't finite comes out as it went in: clipping prevents a NaN, and hides none.
+    """
+    if not 0 < (norm.data if isinstance(norm, Tensor) else norm) < np.inf:
+        raise ValueError(f"norm is the length to clip gradients to, a positive number, got {norm}")
+    if not stacked:
+        return [g[0] for g in clip([reshape(g, (1, *g.shape)) for g in grads], norm, stacked=True)]
+    unit = largest(grads)  # ‖g‖ = unit · ‖g / unit‖ for any unit: a constant
+    unit = apply(stopped, where(greater(unit, norm), unit, norm))
+    scaled = [g / per_task(unit, g) for g in grads]  # 1 at most, so that no square overflows in float32
+    square = dot(scaled, scaled)
+    long = greater(sqrt(square), norm / unit)  # false for NaN
+    length = norm / sqrt(where(long, square, 1))  # √ has no derivative at a gradient of 0
+    return [where(per_task(long, g), per_task(length, s) * s, g) for g, s in zip(grads, scaled)]
+
+
+def clipped(params, grads, state=None, *, lr, norm, rule=sgd):
+    """`rule` on gradients clipped to `norm`, each task's own: an update rule for the inner loop's stacks.
+
+    adapt(..., rule=partial(tm.solvers.clipped, norm=10.0)), and of another rule partial(clipped, norm=10.0, rule=adam).
+    In the outer loop, where there are no tasks, clip itself: sgd(theta, clip(meta_grad, 10.0), lr=beta).
+    """
+    return rule(params, clip(grads, norm, stacked=True), state, lr=lr)
 
 
 def step(params, lr, directions):
@@ -158,6 +188,11 @@ def dot(xs, ys):
     return total
 
 
+def largest(xs):
+    """The largest |element| of each task over a list of (tasks, ...): (tasks,)."""
+    return max(stack([reshape(max(abs(x), axis=tuple(range(1, x.ndim))), -1) for x in xs]), axis=0)
+
+
 class Solution(NamedTuple):
     """What `cg` and `neumann` return: x is a list like b; the others have one entry per task."""
 
@@ -165,6 +200,8 @@ class Solution(NamedTuple):
     residual: Tensor  # ‖b − A x‖ as the iteration carries it along; if A is ill-conditioned the true one is larger
     iterations: Tensor
     negative_curvature: Tensor  # True: a direction with pᵀA p ≤ 0 was met, A is not positive definite
+    relative_residual: Tensor  # ‖b − A x‖ / ‖b‖, 1 if x is no better than 0; where b = 0, the residual itself
+    unconverged: Tensor  # True: cg left more than a tenth of b, or neumann more than it began with
 
 
 def cg(matvec, b, *, steps, x0=None, tol=1e-10):
@@ -173,11 +210,13 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     matvec(v) -> A v and b are lists of (tasks, ...); A is symmetric, and met only in these products. x0: the start,
     zero by default; a product more gives its residual. Always `steps` products are made. A task keeps its solution once
     ‖b − A x‖ ≤ tol ‖b‖, or that of rounding; one that meets negative curvature stops at its last iterate and says so.
+    Any other with a residual above ‖b‖/10 (and tol ‖b‖) at the end is called unconverged: where A has no eigenvalue
+    below 1, as iMAML's I + H/λ of a convex loss, ‖x − A⁻¹b‖ ≤ ‖b − A x‖, and what passes is wrong by ‖b‖/10 at most.
     The result is a leaf.
     """
     product = checked("cg", matvec, b, steps)
     # A is linear: with the largest element of each task's b as the unit, no square under- or overflows in float32.
-    unit = stack([reshape(max(abs(b_i), axis=tuple(range(1, b_i.ndim))), -1) for b_i in b]).max(axis=0)
+    unit = largest(b)
     unit = where(greater(unit, 0), unit, 1)
     b = [b_i / per_task(unit, b_i) for b_i in b]
     if x0 is None:
@@ -202,8 +241,9 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
         p = [r_i + per_task(beta, r_i) * p_i for r_i, p_i in zip(r, p)]
         iterations = iterations + active.astype(np.int64)
         x, r, p, rr, negative, iterations = stop_gradient((x, r, p, rr, negative, iterations))
-    x = [x_i * per_task(unit, x_i) for x_i in x]
-    return Solution(*stop_gradient((x, sqrt(rr) * unit, iterations, negative)))
+    x, residual = [x_i * per_task(unit, x_i) for x_i in x], sqrt(rr)
+    unconverged = greater(rr, builtins.max(tol, 0.1) ** 2 * dot(b, b)) & logical_not(negative)
+    return Solution(*stop_gradient((x, residual * unit, iterations, negative, residual / size(b), unconverged)))
 
 
 def neumann(matvec, b, *, steps, eta, x0=None):
@@ -214,6 +254,7 @@ def neumann(matvec, b, *, steps, eta, x0=None):
     It converges if all eigenvalues of η A lie in (0, 2): η < 2 over the largest. CG gets farther with as many products
     and needs no η; the series is what back-propagation through `steps` gradient steps of size η computes when these
     are taken at the solution (Lorraine et al. 2020). matvec, b, x0 and the result: as for `cg`; no task stops early.
+    A series may be cut on purpose: unconverged are tasks whose residual has grown, for which η is too large.
     """
     product = checked("neumann", matvec, b, steps)
     if not (eta.data if isinstance(eta, Tensor) else eta) > 0:
@@ -223,15 +264,23 @@ def neumann(matvec, b, *, steps, eta, x0=None):
     else:
         x = [Tensor(x_i) for x_i in x0]
         r = [b_i - a_i for b_i, a_i in zip(b, product(x), strict=True)]
-    rr = dot(r, r)
-    negative, iterations = less(rr, 0), Tensor(np.full(rr.shape, steps))
+    before = sqrt(dot(r, r))
+    negative, iterations = less(before, 0), Tensor(np.full(before.shape, steps))
     for _ in range(steps):
         ar = product(r)
         negative = negative | less(dot(r, ar), 0)
         x = [x_i + eta * r_i for x_i, r_i in zip(x, r)]
         r = [r_i - eta * ar_i for r_i, ar_i in zip(r, ar)]
         x, r, negative = stop_gradient((x, r, negative))
-    return Solution(*stop_gradient((x, sqrt(dot(r, r)), iterations, negative)))
+    residual = sqrt(dot(r, r))
+    grown = greater(residual, before) & logical_not(negative)
+    return Solution(*stop_gradient((x, residual, iterations, negative, residual / size(b), grown)))
+
+
+def size(b):
+    """‖b‖ of each task, 1 where b = 0."""
+    square = dot(b, b)
+    return sqrt(where(greater(square, 0), square, 1))
 
 
 def checked(name, matvec, b, steps):

@@ -31,4 +31,5 @@ from .leap import leap
 from .imaml import imaml, implicit_gradient, proximal
 from .shrinkage import precisions, shrinkage
 from .hypergradient import hypergradient
+from .finite import require_finite
 from .es_maml import draw_es_noise, es_maml, first_order_es_maml

@@ -16,7 +16,7 @@ from ..ops import mean, sum
 from ..solvers import cg
 from ..tensor import grad, stop_gradient, vjp
 from .adapt import leaves, parameters, task_losses
-from .imaml import warn_of_negative_curvature, warn_of_numbers
+from .imaml import warn_of_negative_curvature, warn_of_numbers, warn_of_unsolved
 
 
 def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, report=False):
@@ -28,7 +28,8 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     η times the Hessian's eigenvalues must lie in (0, 2); its sum of `steps` terms is what back-propagation through as
     many gradient steps of size η, taken at w*, would give. No steps leave the direct term.
     report=True appends the solver's `Solution`; without it a RuntimeWarning counts the tasks of negative curvature,
-    which are at no minimum, and whose v is as far as CG got.
+    which are at no minimum, and whose v is as far as CG got, and another one says when most systems are left unsolved,
+    as in `implicit_gradient`.
     """
     w, hyper = stop_gradient(parameters("w", w)), leaves("hyper", hyper)
     val_losses = task_losses(val_loss, w, hyper)
@@ -40,6 +41,7 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     if not report:
         consequence = "w is no minimum of the training loss there"
         warn_of_negative_curvature("hypergradient: the Hessian", solution, consequence)
+        warn_of_unsolved("hypergradient: ∂²L_T/∂w∂w v = ∂L_V/∂w", solution, steps)
     warn_of_numbers("hypergradient", solution)
     result = stop_gradient((mean(val_losses), [(d - m) / len(w[0]) for d, m in zip(direct, mixed)]))
     return (*result, solution) if report else result

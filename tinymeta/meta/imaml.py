@@ -104,8 +104,10 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     linear_solver: cg, or e.g. partial(cg, tol=1e-3) or partial(neumann, eta=0.5); the series converges if the
     eigenvalues of η (I + HΛ⁻¹) lie in (0, 2). Called as linear_solver(matvec, b, steps=cg_steps, x0=b).
     report=True appends its `Solution`: each task's gradient x, residual (of the symmetric system), iterations and
-    negative curvature. Without it a RuntimeWarning counts the tasks of negative curvature.
-    Another one counts the tasks whose gradients or products are not finite.
+    negative curvature. Without it a RuntimeWarning counts the tasks of negative curvature, and another one the tasks
+    whose system is left unsolved (`unconverged`), if these are more than half and cg_steps is not 0.
+    A third counts the tasks whose gradients or products are not finite. A compiled function warns at its first call
+    at most: there, take the report.
     """
     if not damping >= 0:
         raise ValueError(f"damping must be 0 or more, got {damping}")
@@ -130,6 +132,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
             "iMAML: I + H/λ", solution, f"λ = {lam} is too small for the inner problem to be convex; they count with"
             " their first-order gradient (see damping)",
         )  # fmt: skip
+        warn_of_unsolved("iMAML: (I + H/λ) x = ∇L_q", solution, cg_steps)
     warn_of_numbers("iMAML", solution)
     result = stop_gradient((mean(query_losses), [mean(x_i, axis=0) for x_i in x]))
     return (*result, solution) if report else result
@@ -139,6 +142,19 @@ def warn_of_negative_curvature(matrix, solution, consequence):
     tasks, negative = len(solution.residual), int(solution.negative_curvature.data.sum())
     if negative:
         message = f"{matrix} is not positive definite in {negative} of {tasks} tasks: {consequence}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def warn_of_unsolved(system, solution, steps):
+    """If more than half of the tasks are unconverged: a few others would be lost in the mean over tasks."""
+    tasks, unsolved = len(solution.residual), int(solution.unconverged.data.sum())
+    if steps and 2 * unsolved > tasks:
+        left = float(np.median(solution.relative_residual.data))
+        message = (
+            f"{system} is left unsolved in {unsolved} of {tasks} tasks, with a median residual of {left:.2g} of the"
+            f" right-hand side after {steps} products: conjugate gradients need more of them or a better conditioned"
+            " system (a larger λ or damping), a Neumann series that diverges a smaller eta"
+        )
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 

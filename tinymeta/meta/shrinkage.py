@@ -21,7 +21,7 @@ from ..ops import exp, mean
 from ..solvers import cg, dot, sgd
 from ..tensor import stop_gradient
 from .adapt import adapt, check
-from .imaml import implicit_gradient, proximal, warn_of_negative_curvature
+from .imaml import implicit_gradient, proximal, warn_of_negative_curvature, warn_of_unsolved
 
 
 def shrinkage(
@@ -44,6 +44,7 @@ def shrinkage(
     if not report:
         consequence = "a σ² is too large for the inner problem to be convex; they count with first-order gradients"
         warn_of_negative_curvature("shrinkage: I + HΛ⁻¹", solution, consequence)
+        warn_of_unsolved("shrinkage: (I + HΛ⁻¹) x = ∇L_q", solution, cg_steps)
     x, away = solution.x, [p - w for p, w in zip(phi, weights)]
     log_sigma2_bar = [mean(dot([x[i] for i in module], [away[i] for i in module])) for module in modules]
     result = stop_gradient((query_loss, [*weights_bar, *log_sigma2_bar]))
