@@ -45,7 +45,7 @@ def main(argv=None):
         axis.set_title(characters.name, loc="left")
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(args.out / "characters.png")
+    report.write_picture(args.out / "characters.png", figure)
     print(f"picture: {args.out / 'characters.png'}")
 
 

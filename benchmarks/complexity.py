@@ -334,7 +334,7 @@ def draw(plt, setting, costs, path):
         axes[0].plot([], [], "--", color="black", alpha=0.4, label="published, scaled to\nMAML at 16 steps")
     axes[0].legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 

@@ -201,7 +201,7 @@ def draw(plt, errors, orders, path):
     right.set_title("iMAML's against δ, whatever the inner solver; 20 CG steps", fontsize=9)
     right.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 

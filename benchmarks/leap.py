@@ -302,7 +302,7 @@ def draw(plt, s, figures, data, path):
     right.set(xlabel="training alphabets", ylabel="area under the curve, %", title=f"± over {s.seeds} seeds")
     left.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 

@@ -32,6 +32,7 @@ from benchmarks.omniglot_methods import METHODS
 from benchmarks.omniglot_pictures import draw_curve, draw_steps, draw_task
 from benchmarks.omniglot_protocols import NETWORKS, PRESETS, TITLES, Settings, choose, published
 from tinymeta.tasks import episodes, glyphs, omniglot
+from tinymeta.tasks.files import regular
 
 SPLIT_SEED = 0  # the same test characters for every --seed
 TEST_SEED, VALIDATION_SEED, TRAINING_SEED, WEIGHTS_SEED = 1, 2, 3, 4  # first words of the generators' seeds
@@ -401,8 +402,8 @@ def prepare(args):
             print(f"no checkpoint at {path} yet: starting from the beginning", file=sys.stderr)
     for file in filter(None, (path, args.json, args.out / "picture")):
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(f"{file} is a directory")
+        if file.exists():
+            regular(file)
     if args.json and args.json.resolve() in [p.resolve() for p in (path, args.evaluate) if p]:
         raise ValueError(f"--json {args.json} would overwrite the checkpoint: name another file")
     return s, run, parts, path
@@ -412,7 +413,10 @@ def restore(path):
     """(settings, run) of a checkpoint."""
     state = checkpoint.load(path)
     try:
-        return Settings(**state["omniglot"]), Run(**state["run"])
+        s, run = Settings(**state["omniglot"]), Run(**state["run"])
+        if missing := vars(s).keys() - state["omniglot"].keys():  # not to be filled in by today's defaults
+            raise KeyError(*missing)
+        return s, run
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is a checkpoint of another benchmark or version ({error})") from error
 

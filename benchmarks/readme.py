@@ -16,7 +16,7 @@ READING_ORDER = [
     "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml",
     "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/leap", "meta/imaml",
     "meta/shrinkage", "meta/hypergradient", "meta/es_maml",
-    "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
+    "tasks/sinusoid", "tasks/episodes", "tasks/files", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 
 

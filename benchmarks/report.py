@@ -1,6 +1,7 @@
 """What all benchmarks share: their command line, progress, the record of a run, and matplotlib if it is there."""
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymeta.tasks.omniglot import write_whole
+from tinymeta.tasks.files import write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
@@ -87,6 +88,13 @@ def write_json(path, figures, settings, seconds):
         "figures": figures,
     }
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def write_picture(path, figure):
+    """A figure of matplotlib's as PNG, all of it or nothing."""
+    file = io.BytesIO()
+    figure.savefig(file)
+    write_whole(path, file.getvalue())
 
 
 def commit():

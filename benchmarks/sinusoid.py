@@ -158,7 +158,7 @@ def draw_fits(plt, thetas, alphas, path):
         axis.set_title(METHODS[name].title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -178,7 +178,7 @@ def draw_curves(plt, results, path):
     axes[0].set_ylabel("mean squared error, 600 tasks")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="center right", frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 0.83, 1))
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 

@@ -224,7 +224,7 @@ def draw(plt, errors, coefficients, path):
         axis.set(title=f"coefficient of {what}", xlabel="minibatches k", xticks=KS)
     right[0].legend(frameon=False, title="points ± 95 %: regression\nlines: the analysis", alignment="left")
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
