@@ -44,8 +44,7 @@ def drawing(rng):
     return ink
 
 
-@pytest.fixture(scope="module")
-def tiny():
+def tiny_set():
     """(inks by file name, the files) of a set of five characters."""
     rng = np.random.default_rng(0)
     inks = {
@@ -57,6 +56,22 @@ def tiny():
     return inks, {name: png(ink) for name, ink in inks.items()}
 
 
+def expected_of(inks):
+    """(DIGEST, HALVES) with which the reader expects the tiny set."""
+    digest = hashlib.sha256()
+    for half, names in LAYOUT.items():
+        for name in names:
+            stack = [ink for file, ink in sorted(inks.items()) if file.startswith(f"{half}/{name}/")]
+            digest.update(f"{half}/{name}\n".encode() + np.packbits(stack).tobytes())
+    counts = {half: (len({name.split("/")[0] for name in names}), len(names)) for half, names in LAYOUT.items()}
+    return digest.hexdigest(), tuple(omniglot.Half(half, *counts[half], 0, "") for half in LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_set()
+
+
 @pytest.fixture(autouse=True)
 def tiny_set_and_empty_home(monkeypatch, tmp_path, request):
     """The reader expects the tiny set, and the user's cache directory is an empty one."""
@@ -65,15 +80,9 @@ def tiny_set_and_empty_home(monkeypatch, tmp_path, request):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     if "tiny" in request.fixturenames:
-        inks, _ = request.getfixturevalue("tiny")
-        digest = hashlib.sha256()
-        for half, names in LAYOUT.items():
-            for name in names:
-                stack = [ink for file, ink in sorted(inks.items()) if file.startswith(f"{half}/{name}/")]
-                digest.update(f"{half}/{name}\n".encode() + np.packbits(stack).tobytes())
-        monkeypatch.setattr(omniglot, "DIGEST", digest.hexdigest())
-        counts = {half: (len({name.split("/")[0] for name in names}), len(names)) for half, names in LAYOUT.items()}
-        monkeypatch.setattr(omniglot, "HALVES", tuple(omniglot.Half(half, *counts[half], 0, "") for half in LAYOUT))
+        digest, halves = expected_of(request.getfixturevalue("tiny")[0])
+        monkeypatch.setattr(omniglot, "DIGEST", digest)
+        monkeypatch.setattr(omniglot, "HALVES", halves)
 
 
 def zipped(folder, files, compression=zipfile.ZIP_STORED, extra=()):

@@ -310,6 +310,6 @@ def fetch(url, size, progress):
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of addresses that are none
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        cause = " ".join(str(error).split())
+        cause = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())  # it may quote the server
         raise ConnectionError(f"could not fetch {url}: {cause}; nothing was written, try again") from error
     return bytes(data)
