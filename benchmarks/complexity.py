@@ -342,7 +342,7 @@ def main(argv=None):
     parser = report.parser(__doc__, "Writes complexity.png.")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {args.rounds}")
     start = time.perf_counter()
@@ -359,11 +359,10 @@ def main(argv=None):
         report.write_json(args.json, figures, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, setting, costs, args.out / "complexity.png")
         print(f"picture: {args.out / 'complexity.png'}")
     print(f"{seconds:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

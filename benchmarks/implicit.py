@@ -207,7 +207,7 @@ def draw(plt, errors, orders, path):
 
 def main(argv=None):
     parser = report.parser(__doc__, "time on 2 cores: 5 to 20 seconds")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     start = time.perf_counter()
     tasks = problem(args.seed)
     errors, orders = errors_by_steps(*tasks), errors_by_delta(*tasks)
@@ -230,11 +230,10 @@ def main(argv=None):
         report.write_json(args.json, {**figures, "slopes": slopes}, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, errors, orders, args.out / "implicit.png")
         print(f"picture: {args.out / 'implicit.png'}")
     print(f"{seconds:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

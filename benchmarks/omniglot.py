@@ -32,7 +32,6 @@ from benchmarks.omniglot_methods import METHODS
 from benchmarks.omniglot_pictures import draw_curve, draw_steps, draw_task
 from benchmarks.omniglot_protocols import NETWORKS, PRESETS, TITLES, Settings, choose, published
 from tinymeta.tasks import episodes, glyphs, omniglot
-from tinymeta.tasks.files import regular
 
 SPLIT_SEED = 0  # the same test characters for every --seed
 TEST_SEED, VALIDATION_SEED, TRAINING_SEED, WEIGHTS_SEED = 1, 2, 3, 4  # first words of the generators' seeds
@@ -400,10 +399,7 @@ def prepare(args):
             must_agree(path, stored, vars(s))
         elif args.resume:
             print(f"no checkpoint at {path} yet: starting from the beginning", file=sys.stderr)
-    for file in filter(None, (path, args.json, args.out / "picture")):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            regular(file)
+    report.require_writable(path, args.json, args.out / "picture.png")
     if args.json and args.json.resolve() in [p.resolve() for p in (path, args.evaluate) if p]:
         raise ValueError(f"--json {args.json} would overwrite the checkpoint: name another file")
     return s, run, parts, path

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.omniglot_pictures import draw_methods
+from tinymeta.tasks.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 READING_ORDER = [
@@ -166,7 +167,7 @@ def updated(text):
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(updated(readme.read_text()))
+    write_whole(readme, updated(readme.read_text()).encode())
     if plt := report.pyplot():
         draw_methods(
             plt,

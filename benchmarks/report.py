@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymeta.tasks.files import write_whole
+from tinymeta.tasks.files import regular, write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
@@ -30,6 +30,34 @@ def parser(description, epilog):
     p.add_argument("--json", type=Path, metavar="PATH", help="write figures, settings, machine and versions there")
     p.add_argument("--out", type=Path, metavar="DIR", default=Path("out"), help="directory for pictures (default: out)")
     return p
+
+
+def parse(p, argv=None):
+    """The arguments, once it is clear that the record and the pictures will have a place: a run may take hours."""
+    args = p.parse_args(argv)
+    try:
+        require_writable(args.json, args.out / "picture.png")
+    except OSError as error:
+        p.error(error)
+    return args
+
+
+def require_writable(*files):
+    """Raise OSError if one of these files (None: not wanted) can't be written; their folders are made."""
+    for file in filter(None, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            regular(file)
+        if not os.access(file.parent, os.W_OK):
+            raise PermissionError(f"{file.parent} can't be written to; --json, --out, --checkpoint name other places")
+
+
+def command(main):
+    """Run a benchmark; a full disk or memory ends it in one line."""
+    try:
+        main()
+    except (OSError, MemoryError) as error:
+        sys.exit(f"stopped: {error}")
 
 
 def progress(name, total, note, first=0):

@@ -209,7 +209,7 @@ def main(argv=None):
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.iterations is not None and args.iterations < 0:
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
     if "all" in args.methods:
@@ -242,7 +242,6 @@ def main(argv=None):
         report.write_json(args.json, results, {"seed": args.seed, **settings}, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw_curves(plt, results, args.out / "sinusoid_steps.png")
         if len(thetas) <= len(CLASSIC):  # no room for more columns
             draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png")
@@ -253,4 +252,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

@@ -231,7 +231,7 @@ def draw(plt, errors, coefficients, path):
 def main(argv=None):
     parser = report.parser(__doc__, "Writes taylor.png.")
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.draws < 2:
         parser.error(f"--draws must be 2 or more, to estimate a spread, got {args.draws}")
     start = time.perf_counter()
@@ -245,11 +245,10 @@ def main(argv=None):
         report.write_json(args.json, figures, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, *results, args.out / "taylor.png")
         print(f"picture: {args.out / 'taylor.png'}")
     print(f"{seconds:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    report.command(main)

@@ -4,6 +4,7 @@ The loops of kills are in tests/kills.py; `--long` makes them hundreds, and flip
 """
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -207,12 +208,37 @@ def test_a_read_only_disk_is_one_line(disk, folder, capsys):
         ["--checkpoint", place / "other.npz"],
         ["--checkpoint", path, "--resume"],
         ["--out", place / "new"],
+        ["--checkpoint", folder / "here.npz", "--json", place / "r.json"],
+        ["--checkpoint", folder / "here.npz", "--out", place],
     ):
-        assert "Read-only file system" in refused(capsys, *TINY, 1, *options)
-    said = stopped(capsys, 1, *TINY, 1, "--checkpoint", "here.npz", "--json", place / "r.json")
-    assert "Read-only file system" in said and "iteration 1 is saved in here.npz" in said
+        said = refused(capsys, *TINY, 1, *options)
+        assert str(place) in said and ("Read-only file system" in said or "can't be written to" in said)
+        assert not (folder / "here.npz").exists()
     assert run("--evaluate", path, "--test-tasks", 20) == 0
     assert [file.name for file in place.iterdir()] == ["c.npz"] and path.read_bytes() == saved
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "implicit", "taylor", "complexity", "leap", "speed", "characters"])
+def test_no_benchmark_runs_for_nothing(name, disk, folder, monkeypatch, capsys):
+    """Where record and pictures can't be written, that is said before anything is computed."""
+    place, read_only = disk
+    module = importlib.import_module(f"benchmarks.{name}")
+    read_only()
+    for options in (["--json", place / "r.json"], ["--out", place], ["--out", place / "new"], ["--out", "file/new"]):
+        (folder / "file").write_text("kept")
+        with pytest.raises(SystemExit) as end:
+            module.main([*map(str, options)])
+        out, err = capsys.readouterr()
+        assert end.value.code == 2 and ": error: " in err.splitlines()[-1]
+        assert all(line.startswith("data: glyphs") for line in out.splitlines())
+        assert all(line.startswith("not here: ") for line in err.splitlines()[:-1])
+    assert (folder / "file").read_text() == "kept" and not list(place.iterdir())
+
+
+def test_a_full_disk_ends_any_benchmark_in_one_line():
+    with pytest.raises(SystemExit) as end:
+        report.command(lambda: os.truncate("nowhere/file", 0))
+    assert end.value.code == "stopped: [Errno 2] No such file or directory: 'nowhere/file'"
 
 
 @posix
