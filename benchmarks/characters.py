@@ -31,7 +31,7 @@ def main(argv=None):
     try:
         if args.seed < 0 or args.json:
             raise ValueError("--seed is 0 or more, and there are no figures for --json")
-        args.out.mkdir(parents=True, exist_ok=True)
+        report.require_writable(args.out / "characters.png")
         if omniglot.find(args.data):
             sets.insert(0, omniglot.load(args.data))
     except (OSError, ValueError, ImportError) as error:
@@ -45,7 +45,7 @@ def main(argv=None):
         axis.set_title(characters.name, loc="left")
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(args.out / "characters.png")
+    report.write_picture(args.out / "characters.png", figure)
     print(f"picture: {args.out / 'characters.png'}")
 
 

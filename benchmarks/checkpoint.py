@@ -11,7 +11,7 @@ import json
 import numpy as np
 
 import tinymeta as tm
-from tinymeta.tasks.omniglot import write_whole
+from tinymeta.tasks.files import read_npz, regular, write_whole
 
 FORMAT = 1  # to be raised when what a state holds, or what it means, changes
 
@@ -21,7 +21,7 @@ def save(path, state):
     arrays = []
 
     def number(x):
-        if not isinstance(x, (tm.Tensor, np.ndarray)):
+        if not isinstance(x, (tm.Tensor, np.ndarray)) or x.dtype.hasobject:
             raise TypeError(f"a checkpoint holds numbers, text, arrays and Tensors, not {x!r}")
         arrays.append(x.data if isinstance(x, tm.Tensor) else x)
         return {"tensor" if isinstance(x, tm.Tensor) else "array": len(arrays) - 1}
@@ -35,26 +35,26 @@ def save(path, state):
 
 def load(path):
     """The tree of `save`. OSError if there is no such file, ValueError if it is damaged or something else."""
-    data = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-        tree, stored = content.pop("tree").item(), content.pop("digest").item()
-        sound = stored == digest(tree, content)
-        kind = json.loads(tree)["format"]
-    except Exception as error:  # there is no list of what NumPy and zipfile raise on damaged files
-        raise ValueError(f"{path} is no checkpoint, or a damaged one ({' '.join(str(error).split())})") from error
-    if not sound:
-        raise ValueError(f"{path} is damaged: the SHA-256 of its content is not the one it was written with")
-    if kind != FORMAT:
-        raise ValueError(f"{path} has format {kind}, this version reads and writes format {FORMAT}")
+    data = regular(path).read_bytes()
 
     def value(part):
         if part.keys() == {"array"}:
             return content[f"array{part['array']}"]
         return tm.Tensor(content[f"array{part['tensor']}"]) if part.keys() == {"tensor"} else part
 
-    return json.loads(tree, object_hook=value)["state"]
+    try:
+        content = read_npz(data, len(data))  # nothing in it is compressed
+        tree, stored = content.pop("tree").item(), content.pop("digest").item()
+        sound = stored == digest(tree, content)
+        kind = json.loads(tree)["format"]
+        state = json.loads(tree, object_hook=value)["state"] if sound and kind == FORMAT else None
+    except Exception as error:  # whatever was written by something else than `save`
+        raise ValueError(f"{path} is no checkpoint, or a damaged one ({' '.join(str(error).split())})") from error
+    if not sound:
+        raise ValueError(f"{path} is damaged: the SHA-256 of its content is not the one it was written with")
+    if kind != FORMAT:
+        raise ValueError(f"{path} has format {kind}, this version reads and writes format {FORMAT}")
+    return state
 
 
 def digest(tree, content):

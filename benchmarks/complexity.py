@@ -334,7 +334,7 @@ def draw(plt, setting, costs, path):
         axes[0].plot([], [], "--", color="black", alpha=0.4, label="published, scaled to\nMAML at 16 steps")
     axes[0].legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -342,7 +342,7 @@ def main(argv=None):
     parser = report.parser(__doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {args.rounds}")
     start = time.perf_counter()
@@ -359,7 +359,6 @@ def main(argv=None):
         report.write_json(args.json, figures, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, setting, costs, args.out / "complexity.png")
         print(f"picture: {args.out / 'complexity.png'}")
     print(f"{seconds:.0f} s")

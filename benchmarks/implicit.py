@@ -201,7 +201,7 @@ def draw(plt, errors, orders, path):
     right.set_title("iMAML's against δ, whatever the inner solver; 20 CG steps", fontsize=9)
     right.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -209,7 +209,7 @@ def main(argv=None):
     parser = report.parser(
         __doc__, "Writes implicit.png. Example: python -m benchmarks.implicit   (5 to 20 seconds on 2 cores)"
     )
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     start = time.perf_counter()
     tasks = problem(args.seed)
     errors, orders = errors_by_steps(*tasks), errors_by_delta(*tasks)
@@ -232,7 +232,6 @@ def main(argv=None):
         report.write_json(args.json, {**figures, "slopes": slopes}, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, errors, orders, args.out / "implicit.png")
         print(f"picture: {args.out / 'implicit.png'}")
     print(f"{seconds:.0f} s")

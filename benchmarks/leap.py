@@ -309,7 +309,7 @@ def draw(plt, s, figures, data, path):
     right.set(xlabel="training alphabets", ylabel="area under the curve, %", title=f"± over {s.seeds} seeds")
     left.legend(frameon=False)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -349,8 +349,7 @@ def main(argv=None):
         need = glyphs.ALPHABET * (TEST_ALPHABETS + s.alphabets[-1])
         if characters.name == "glyphs" and len(characters.images) < need:
             characters = glyphs.load(characters=need)
-        for folder in filter(None, (args.out, args.json and args.json.parent)):
-            folder.mkdir(parents=True, exist_ok=True)
+        report.require_writable(args.json, args.out / "leap.png")
         seeds = [(seed, test_and_training(s, characters, seed)) for seed in range(args.seed, args.seed + s.seeds)]
     except (OSError, ValueError, ImportError) as error:
         parser.error(error)

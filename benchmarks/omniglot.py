@@ -427,10 +427,7 @@ def prepare(args):
             must_agree(path, stored, vars(s))
         elif args.resume:
             print(f"no checkpoint at {path} yet: starting from the beginning", file=sys.stderr)
-    for file in filter(None, (path, args.json, args.out / "picture")):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(f"{file} is a directory")
+    report.require_writable(path, args.json, args.out / "picture.png")
     if args.json and args.json.resolve() in [p.resolve() for p in (path, args.evaluate) if p]:
         raise ValueError(f"--json {args.json} would overwrite the checkpoint: name another file")
     return s, run, parts, path
@@ -440,7 +437,10 @@ def restore(path):
     """(settings, run) of a checkpoint."""
     state = checkpoint.load(path)
     try:
-        return Settings(**state["omniglot"]), Run(**state["run"])
+        s, run = Settings(**state["omniglot"]), Run(**state["run"])
+        if missing := vars(s).keys() - state["omniglot"].keys():  # not to be filled in by today's defaults
+            raise KeyError(*missing)
+        return s, run
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is a checkpoint of another benchmark or version ({error})") from error
 

@@ -5,6 +5,7 @@
 
 import numpy as np
 
+from benchmarks import report
 from benchmarks.omniglot_protocols import TITLES, published
 
 
@@ -86,5 +87,5 @@ def draw_methods(plt, records, path):
 
 def save(plt, figure, path):
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)

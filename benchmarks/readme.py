@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.complexity import METHODS
 from benchmarks.omniglot_pictures import draw_methods
+from tinymeta.tasks.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "README.md", ROOT / "benchmarks/README.md"
@@ -18,7 +19,7 @@ READING_ORDER = [
     "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "nn", "solvers", "meta/adapt", "meta/maml",
     "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile", "meta/leap", "meta/imaml",
     "meta/shrinkage", "meta/hypergradient", "meta/es_maml",
-    "tasks/sinusoid", "tasks/episodes", "tasks/omniglot", "tasks/glyphs",
+    "tasks/sinusoid", "tasks/episodes", "tasks/files", "tasks/omniglot", "tasks/glyphs",
 ]  # fmt: skip
 
 
@@ -194,7 +195,7 @@ def updated(text):
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
+        write_whole(page, updated(page.read_text(encoding="utf-8")).encode())
     if plt := report.pyplot():
         draw_methods(
             plt,

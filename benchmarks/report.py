@@ -1,6 +1,7 @@
 """What all benchmarks share: their command line, progress, the record of a run, and matplotlib if it is there."""
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from tinymeta.tasks.omniglot import write_whole
+from tinymeta.tasks.files import regular, write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
@@ -32,8 +33,28 @@ def parser(description, epilog):
     return p
 
 
+def parse(p, argv=None):
+    """The arguments, once it is clear that the record and the pictures will have a place: a run may take hours."""
+    args = p.parse_args(argv)
+    try:
+        require_writable(args.json, args.out / "picture.png")
+    except OSError as error:
+        p.error(error)
+    return args
+
+
+def require_writable(*files):
+    """Raise OSError if one of these files (None: not wanted) can't be written; their folders are made."""
+    for file in filter(None, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            regular(file)
+        if not os.access(file.parent, os.W_OK):
+            raise PermissionError(f"{file.parent} can't be written to; --json, --out, --checkpoint name other places")
+
+
 def command(main):
-    """Run it as a command: a reader that has seen enough, such as `head`, ends it without a traceback."""
+    """Run a benchmark: a full disk or memory, and a reader that has seen enough (`head`), end it without a traceback."""
     try:
         try:
             main()
@@ -42,6 +63,8 @@ def command(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
         sys.exit(1)
+    except (OSError, MemoryError) as error:
+        sys.exit(f"stopped: {error}")
 
 
 def progress(name, total, note, first=0):
@@ -102,6 +125,13 @@ def write_json(path, figures, settings, seconds):
         "figures": figures,
     }
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def write_picture(path, figure):
+    """A figure of matplotlib's as PNG, all of it or nothing."""
+    file = io.BytesIO()
+    figure.savefig(file)
+    write_whole(path, file.getvalue())
 
 
 def commit():

@@ -185,7 +185,7 @@ def draw_fits(plt, thetas, alphas, path, inner_clip=None):
         axis.set_title(METHODS[name].title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -205,7 +205,7 @@ def draw_curves(plt, results, path):
     axes[0].set_ylabel("mean squared error, 600 tasks")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="center right", frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0, 0.83, 1))
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
@@ -238,7 +238,7 @@ def main(argv=None):
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.iterations is not None and args.iterations < 0:
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
     if "all" in args.methods:
@@ -276,7 +276,6 @@ def main(argv=None):
         report.write_json(args.json, results, {"seed": args.seed, **settings}, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw_curves(plt, results, args.out / "sinusoid_steps.png")
         if len(thetas) <= len(CLASSIC):  # no room for more columns
             draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png", args.inner_clip)

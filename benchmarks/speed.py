@@ -388,7 +388,11 @@ def main(argv=None):
         if not any(c.startswith(prefix) for c in known):
             parser.error(f"no contestant begins with {prefix}; there are {' '.join(sorted(known))}")
     settings = {"seed": args.seed, "rounds": args.rounds, "quick": args.quick, "tolerance": TOLERANCE}
-    figures, start = recorded(args.json, settings) | {"missing": missing}, time.perf_counter()
+    try:
+        report.require_writable(args.json, args.out / "speed.png")
+        figures, start = recorded(args.json, settings) | {"missing": missing}, time.perf_counter()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--json {args.json} can't be written, or holds something else than a record ({error})")
 
     def save():
         if args.json:
@@ -415,7 +419,6 @@ def main(argv=None):
     except (ValueError, RuntimeError) as error:
         parser.exit(1, f"{parser.prog}: stopped: {error}\n")
     if figures["races"] and (plt := report.pyplot()):
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, figures, args.out / "speed.png")
         print(f"picture: {args.out / 'speed.png'}")
     print(f"{time.perf_counter() - start:.0f} s")

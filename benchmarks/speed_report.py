@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from benchmarks import report
+
 
 def milliseconds(seconds):
     return f"{1000 * seconds:9.3g}"
@@ -74,7 +76,7 @@ def draw(plt, figures, path):
             if i == 0:
                 axis.set_ylabel(label)
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 

@@ -224,14 +224,14 @@ def draw(plt, errors, coefficients, path):
         axis.set(title=f"coefficient of {what}", xlabel="minibatches k", xticks=KS)
     right[0].legend(frameon=False, title="points ± 95 %: regression\nlines: the analysis", alignment="left")
     figure.tight_layout()
-    figure.savefig(path)
+    report.write_picture(path, figure)
     plt.close(figure)
 
 
 def main(argv=None):
     parser = report.parser(__doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (seconds)")
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
-    args = parser.parse_args(argv)
+    args = report.parse(parser, argv)
     if args.draws < 2:
         parser.error(f"--draws must be 2 or more, to estimate a spread, got {args.draws}")
     start = time.perf_counter()
@@ -245,7 +245,6 @@ def main(argv=None):
         report.write_json(args.json, figures, settings, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, *results, args.out / "taylor.png")
         print(f"picture: {args.out / 'taylor.png'}")
     print(f"{seconds:.0f} s")

@@ -216,7 +216,7 @@ def test_what_omniglot_cannot_give_is_refused_before_it_is_downloaded(options, s
         (["--evaluate", "nowhere.npz"], "nowhere.npz"),
         (["--evaluate", "file", "--preset", "long"], "--evaluate trains nothing"),
         (["--download"], "--download fetches the real images"),
-        (["--json", "."], "is a directory"),
+        (["--json", "."], ". is not a file, but a directory, a pipe or a device"),
         (["--checkpoint", "file/c.npz"], "file"),
         (["--out", "file"], "file"),
     ],
@@ -372,12 +372,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(name, tmp_pat
 
 
 def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
-    path, others = tmp_path / "c[1].npz", ["c1.npz.0.part", "c[1].npz.part", "c[1].npzz.0.part"]
-    for name, age in [("c[1].npz.0.part", 90), ("c[1].npz.1.part", 10), *[(name, 90) for name in others]]:
+    path, old, new = tmp_path / "c[1].npz", 32 * "0", 31 * "0" + "1"
+    others = [f"c1.npz.{old}.part", "c[1].npz.part", f"c[1].npzz.{old}.part", "c[1].npz.mine.part"]
+    for name, age in [(f"c[1].npz.{old}.part", 90), (f"c[1].npz.{new}.part", 10), *[(name, 90) for name in others]]:
         (tmp_path / name).write_text(name)
         os.utime(tmp_path / name, times=2 * (time.time() - age,))
     checkpoint.save(path, {"n": 1})
-    assert {file.name for file in tmp_path.iterdir()} == {path.name, "c[1].npz.1.part", *others}
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, f"c[1].npz.{new}.part", *others}
     assert checkpoint.load(path) == {"n": 1}
 
 

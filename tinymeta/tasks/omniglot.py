@@ -5,23 +5,22 @@ paper 0, by area averaging of the 105×105 originals, whose strokes are 5 pixels
 on 1-bit images gets Pillow's NEAREST, which keeps one pixel of fourteen; iMAML's converts to grey first.) The first 964
 characters are the background half and the other 659 the evaluation half, each sorted by alphabet and character.
 
-Nothing is taken on trust. Zips are read in memory, file by file, within bounds; what comes out is checked by counts and
-by a digest of all its pixels, so it may have been unpacked and zipped again; then it is kept as one file that loads
-at once, and which is rebuilt if it is damaged.
+Nothing is taken on trust. Zips are read in memory, file by file, within bounds that are checked before anything is
+unpacked; what comes out is checked by counts and by a digest of all its pixels, so it may have been unpacked and zipped
+again; then it is kept as one file that loads at once, and which is rebuilt if it is damaged.
 """
 
-import glob
 import hashlib
 import http.client
 import io
 import json
 import os
-import stat
+import struct
 import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
+import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,23 +29,27 @@ from typing import NamedTuple
 import numpy as np
 
 from .episodes import CANVAS, DRAWERS, Characters, shrink
+from .files import members, read_npz, regular, sweep, write_whole
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 SCHEMES = ("https",)  # of URL and of whatever it redirects to
-LARGEST_ZIP = 1 << 25  # bytes; the official ones have less than a third of it
+LONGEST = 1800  # seconds for a file: 5 KiB in each
+LARGEST_ZIP = 1 << 25  # bytes, packed or unpacked; the official ones have less than a third of it
 LARGEST_PNG = 1 << 16  # bytes; the official ones have less than 1 KiB
+PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", CANVAS, CANVAS, 1, 0)  # 1 bit of grey
 
 
 class Half(NamedTuple):
     name: str
     alphabets: int
     characters: int
-    blob: str  # git's id of the official zip: SHA-1 of "blob <size>\0" and the content
+    size: int  # of the official zip, in bytes
+    blob: str  # git's id of it: SHA-1 of "blob <size>\0" and the content
 
 
 HALVES = (
-    Half("images_background", 30, 964, "71fd167eb6fdd312049395fbd247147a4b234231"),
-    Half("images_evaluation", 20, 659, "8ccde0ed1565641f1fa8c57cdc6ff634e15fc5c1"),
+    Half("images_background", 30, 964, 9_464_212, "71fd167eb6fdd312049395fbd247147a4b234231"),
+    Half("images_evaluation", 20, 659, 6_462_886, "8ccde0ed1565641f1fa8c57cdc6ff634e15fc5c1"),
 )
 DIGEST = "5cb04c1d4771e33bc7b59efee26c7b9232700b8e2d173a2e34cc39d83d37742e"  # SHA-256 of all names and pixels
 CACHE = "omniglot-28x28.cache"  # file name
@@ -117,9 +120,10 @@ def load(path=None, cache=True):
     found = sources(folder)
     stamp = json.dumps([[s.name, s.stat().st_size, s.stat().st_mtime_ns] for s in found if s])
     keep = cache_directory() / CACHE if cache and cache_directory() else None
-    characters = keep and read_cache(keep, stamp if any(found) else None)
-    if characters:
-        return characters
+    if keep:
+        sweep(keep)
+        if characters := read_cache(keep, stamp if any(found) else None):
+            return characters
     if not any(found):
         raise FileNotFoundError(f"{folder / CACHE} is damaged, or not to be used, and without the zips: {REMEDY}")
     if not all(found):
@@ -160,27 +164,25 @@ def opened(path):
     if path.is_dir():
 
         def content(name):
-            with open(path.parent / name, "rb") as file:
+            with open(regular(path.parent / name), "rb") as file:
                 return file.read(LARGEST_PNG + 1)
 
         yield [file.relative_to(path.parent).as_posix() for file in path.glob("*/*/*.png")], content
         return
     try:
-        archive = zipfile.ZipFile(path)
+        if path.stat().st_size > LARGEST_ZIP:
+            raise ValueError(f"larger than {LARGEST_ZIP} bytes")
+        archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+        names = [member.filename for member in members(archive, LARGEST_ZIP)]
     except Exception as error:  # there is no list of what zipfile raises on damaged files
         raise ValueError(f"{path} is not a sound zip file ({error}); {REMEDY}") from error
     with archive:
-        for member in archive.infolist():
-            parts = member.filename.replace("\\", "/").split("/")
-            absolute = not parts[0] or ":" in parts[0]
-            if absolute or ".." in parts or stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{path} has an absolute name, a '..' or a link: {member.filename!r}; {REMEDY}")
 
         def content(name):
             with archive.open(name) as file:
                 return file.read(LARGEST_PNG + 1)
 
-        yield [name for name in archive.namelist() if name.endswith(".png")], content
+        yield [name for name in names if name.endswith(".png")], content
 
 
 def grouped(half, path, files):
@@ -193,7 +195,7 @@ def grouped(half, path, files):
     alphabets = len({name.split("/")[0] for name in groups})
     wrong = [name for name, drawings in groups.items() if len(drawings) != DRAWERS]
     if (alphabets, len(groups)) != (half.alphabets, half.characters) or wrong:
-        detail = f", {len(groups[wrong[0]])} drawings of {wrong[0]}" if wrong else ""
+        detail = f", {len(groups[wrong[0]])} drawings of {wrong[0]!r}" if wrong else ""
         raise ValueError(
             f"{path} has {len(groups)} characters from {alphabets} alphabets{detail}: expected {half.characters} from"
             f" {half.alphabets}, {DRAWERS} drawings each, as {half.name}/Alphabet/character01/0001_01.png; {REMEDY}"
@@ -204,15 +206,17 @@ def grouped(half, path, files):
 def decode(Image, path, name, content):
     """(105, 105) of bool, True for ink."""
     try:
-        data = content(name)
-        image = Image.open(io.BytesIO(data), formats=["PNG"])  # reads the header
-        if len(data) <= LARGEST_PNG and (image.size, image.mode) == ((CANVAS, CANVAS), "1"):
-            return ~np.asarray(image)
-        cause = None
+        data, cause = content(name), None
+        if len(data) <= LARGEST_PNG and data.startswith(PNG_HEAD):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # of a broken animation
+                image = Image.open(io.BytesIO(data), formats=["PNG"])
+            if not image.is_animated:
+                return ~np.asarray(image)
     except Exception as error:  # nor of what Pillow raises
         cause = error
     limits = f"{CANVAS}×{CANVAS} pixels, 1 bit, {LARGEST_PNG >> 10} KiB at most"
-    raise ValueError(f"{path}: {name} is damaged or not Omniglot's (a PNG of {limits}); {REMEDY}") from cause
+    raise ValueError(f"{path}: {name!r} is damaged or not Omniglot's (a PNG of {limits}); {REMEDY}") from cause
 
 
 # ---- the decoded copy: a line with format and digests, then an .npz --------------------------------------------------
@@ -231,37 +235,14 @@ def write_cache(file, stamp, characters):
 def read_cache(file, stamp):
     """Characters, or None if there is no copy, or a damaged one, or one of other zips (stamp None: of any zips)."""
     try:
-        data = file.read_bytes()
-    except OSError:
-        return None
-    body = data[data.find(b"\n") + 1 :]
-    if not data.startswith(cache_head(body)):
-        return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        if stamp in (None, arrays["stamp"].item()):
-            return Characters("omniglot", arrays["images"], arrays["names"])
-
-
-def write_whole(file, data):
-    """All of the file or nothing, even if two processes write it at once, or one is killed. A link stays a link.
-
-    What a killed one has left, FILE.….part, is removed when the file is written again a minute later or more.
-    """
-    file = Path(os.path.realpath(file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for left in file.parent.glob(f"{glob.escape(file.name)}.*.part"):
-        with suppress(OSError):  # another process removes it, or writes to it and has it renamed
-            if time.time() - left.stat().st_mtime > 60:
-                left.unlink()
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+        data = regular(file).read_bytes()
+        body = data[data.find(b"\n") + 1 :]
+        if data.startswith(cache_head(body)):
+            arrays = read_npz(body, LARGEST_ZIP)
+            if stamp in (None, arrays["stamp"].item()):
+                return Characters("omniglot", arrays["images"], arrays["names"])
+    except (OSError, ValueError, KeyError):
+        pass
 
 
 # ---- fetching them ---------------------------------------------------------------------------------------------------
@@ -272,7 +253,7 @@ def download(directory=None, progress=None):
 
     progress(done, total): called with the bytes of the file under way; total is None if the server doesn't tell.
     What is there already is kept if it is the official file, and replaced only by the official file. Raises
-    ConnectionError if a file can't be fetched whole, ValueError if it is another one than expected.
+    ConnectionError if a file can't be fetched, or has another size, ValueError if it is another one than expected.
     """
     folder = directory or os.environ.get("TINYMETA_DATA") or cache_directory()
     if folder is None:
@@ -280,9 +261,10 @@ def download(directory=None, progress=None):
     folder = folder_of(folder)
     for half in HALVES:
         file = folder / f"{half.name}.zip"
-        if os.path.isfile(file) and blob_id(file.read_bytes()) == half.blob:
+        sweep(file)
+        if os.path.isfile(file) and file.stat().st_size == half.size and blob_id(file.read_bytes()) == half.blob:
             continue
-        data = fetch(URL + file.name, progress)
+        data = fetch(URL + file.name, half.size, progress)
         if blob_id(data) != half.blob:
             raise ValueError(
                 f"{URL + file.name} is not the official file: {len(data)} bytes with git blob id {blob_id(data)},"
@@ -304,26 +286,30 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, response, code, message, headers, url)
 
 
-def fetch(url, progress):
-    """The content of a URL: all of it, or ConnectionError."""
-    data = bytearray()
+def fetch(url, size, progress):
+    """The content of a URL: `size` bytes, or ConnectionError."""
+    data, end = bytearray(), time.monotonic() + LONGEST
     try:
         if url.partition(":")[0] not in SCHEMES:
             raise OSError(f"not {' or '.join(SCHEMES)}")
         with urllib.request.build_opener(Redirects).open(url, timeout=30) as response:
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
-            while chunk := response.read(1 << 16):
+            if total not in (None, size):
+                raise OSError(f"{total} bytes are announced, not the {size} of the official file")
+            while len(data) < (total or size + 1):
+                if not (chunk := response.read1(1 << 16)):  # what there is; `read` would wait for more, as it drips
+                    break
                 data += chunk
-                if max(len(data), total or 0) > LARGEST_ZIP:
-                    raise OSError(f"larger than the {LARGEST_ZIP} bytes allowed")
+                if time.monotonic() > end:
+                    raise OSError(f"only {len(data)} of {size} bytes after {LONGEST} seconds")
                 if progress:
                     progress(len(data), total)
-        if total not in (None, len(data)):
-            raise OSError(f"it broke off after {len(data)} of {total} bytes")
-    except (OSError, http.client.HTTPException) as error:
+        if len(data) != size:
+            raise OSError(f"{len(data)} bytes came, not the {size} of the official file")
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of addresses that are none
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        cause = " ".join(str(error).split())
+        cause = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())  # it may quote the server
         raise ConnectionError(f"could not fetch {url}: {cause}; nothing was written, try again") from error
     return bytes(data)
