@@ -170,14 +170,24 @@ def test_time_goes_down_and_back():
     order = {label.split("\\n")[0].split(":")[0]: cluster for label, _, cluster in nodes.values()}
     assert order["θ[0]"] == order["L_q"] == order["φ[1]"] == "forward"
     assert (order["g[0]"], order["∇F[1]"]) == ("1st backward", "2nd backward")
+    assert [cluster for label, _, cluster in nodes.values() if label == "1"] == [
+        "1st backward",
+        "2nd backward",
+    ]  # seeds
     columns = arrange(graph(*ys), {})
-    edges, borders, _ = place(columns)
-    assert [max(n.order for n in column if not n.leaf) for column in columns] == [0, 1, 0, 2]
+    edges, width, _ = place(columns)
+    assert [column.order for column in columns] == [0, 1, 0, 2]
+    borders = [column.left for column in columns] + [width]
     for column, left, right, down in zip(columns, borders, borders[1:], (True, False, True, False)):
-        for node in column:
+        for node in column.nodes:
             assert left < node.x - node.width / 2 and node.x + node.width / 2 < right
-            assert all((x.y < node.y) == down for x, _ in node.inputs if x.column == node.column)
-    assert {a.column - b.column for a, b, _ in edges} == {0, -1, -2, -3}  # never back in time
+            assert all((x.y < node.y) == down for x, _ in node.inputs if x.column is column)
+    assert {columns.index(b.column) - columns.index(a.column) for a, b, _ in edges} == {
+        0,
+        1,
+        2,
+        3,
+    }  # never back in time
 
 
 def test_passes_are_told_apart_without_colour():
@@ -212,8 +222,8 @@ def test_what_has_no_derivative_is_dashed():
 
 def test_what_is_left_out_is_said():
     ys, _ = deep()
-    for text in both(ys):
-        assert "2501 older nodes are not drawn (limit=500)" in text
+    for text in both(ys, names={"y": ys[0]}):
+        assert "2501 older nodes are not drawn (limit=500)" in text and "y: +" in text
     nodes, edges = read_dot(tm.draw(ys))
     assert len(nodes) == 500 and all(a in nodes and b in nodes for a, b, _ in edges)
     assert "not drawn" not in tm.draw(ys, limit=3001)

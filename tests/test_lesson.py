@@ -52,14 +52,19 @@ def test_one_number_is_the_chain_rule_by_hand(text):
     text = text[: text.index("VECTOR")]
     for k, mark in enumerate(("", "'")):
         g, h = t + t**3, 1 + 3 * t**2
-        for label, value in ((f"theta{mark}", t), (f"g{k}", g), (f"h{k}", h), (f"(1 - alpha h{k}) v", 1 - alpha * h)):
+        for label, value in ((f"theta{mark}", t), (f"g{k}", g), (f"h{k}", h)):
             np.testing.assert_allclose(printed(text, label)[0], [value], atol=1e-6)
         slopes.append(1 - alpha * h)
         t -= alpha * g
+    v = t - 2
+    for k in (1, 0):
+        (line,) = re.findall(rf"v <- \(1 - alpha h{k}\) v = (.*) \* (.*) = (.*)", text)
+        np.testing.assert_allclose(np.array(line, float), [slopes[k], v, slopes[k] * v], atol=1e-6)
+        v = slopes[k] * v
     np.testing.assert_allclose(printed(text, "theta''")[0], [t], atol=1e-6)
     np.testing.assert_allclose(printed(text, "dQ/dtheta''")[0], [t - 2], atol=1e-6)
     for label in ("meta-gradient", "finite difference"):
-        np.testing.assert_allclose(printed(text, label)[0], [slopes[0] * slopes[1] * (t - 2)], atol=1e-6)
+        np.testing.assert_allclose(printed(text, label)[0], [v], atol=1e-6)
     assert printed(text, "relative error")[0] < 1e-8
 
 

@@ -88,11 +88,19 @@ def by_serial(names, serials):
 # ---- layout ----------------------------------------------------------------------------------------------------------
 
 
+class Column:
+    """A stretch of forward computation, or a backward pass, with its Nodes."""
+
+    def __init__(self, order):
+        self.order, self.down, self.nodes = order, -1 if order else 1, []
+        self.title = f"{order}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(order, 'th') } backward" if order else "forward"
+
+
 class Node:
     """A box. inputs: pairs of a Node and whether a derivative flows back to it."""
 
     def __init__(self, z, name, inputs):
-        self.inputs, self.leaf, self.order, self.column = inputs, not z.inputs, z.origin[0] if z.origin else 0, 0
+        self.inputs, self.leaf, self.order, self.near = inputs, not z.inputs, z.origin[0] if z.origin else 0, []
         fill, self.line, self.shape = LOOKS[min(self.order, len(LOOKS) - 1)]
         self.fill, self.constant = "white" if self.leaf else fill, z.kernel is not None and not any(z.pullbacks)
         head = ": ".join(filter(None, (name, z.kernel and formula(z))))
@@ -105,8 +113,8 @@ class Bend:
 
     width = height = 0
 
-    def __init__(self, column, level):
-        self.column, self.level = column, level
+    def __init__(self, column):
+        self.column, self.near = column, []
 
 
 def formula(z):
@@ -121,74 +129,69 @@ def formula(z):
 
 def arrange(tensors, named):
     """Columns of Nodes, each on its level: below the inputs that it has in its column, but close to its readers."""
-    nodes, columns, order = {}, [[]], None
+    nodes, columns = {}, []
     for z in tensors:
         flows = [*map(bool, z.pullbacks), *[False] * len(z.inputs)]
         inputs = [(nodes[x.serial], flow) for x, flow in zip(z.inputs, flows) if x.serial in nodes]
         node = nodes[z.serial] = Node(z, named.get(z.serial, ""), inputs)
-        if not node.leaf:
-            if order not in (None, node.order):
-                columns.append([])
-            node.column, order = len(columns) - 1, node.order
-    for node in reversed(nodes.values()):  # a leaf stands with its first reader
-        for x, _ in node.inputs:
-            x.column = node.column if x.leaf else x.column
-    highest = {}
+        if not node.leaf and (not columns or columns[-1].order != node.order):
+            columns.append(Column(node.order))
+        node.column = None if node.leaf else columns[-1]
+        for x, _ in inputs:  # a leaf stands with its first reader
+            x.column = x.column or node.column
+    columns = columns or [Column(0)]
     for node in nodes.values():
-        columns[node.column].append(node)
-        node.level = max((x.level + 1 for x, _ in node.inputs if x.column == node.column), default=0)
+        node.column = node.column or columns[-1]
+        node.column.nodes.append(node)
+        node.level = max((x.level + 1 for x, _ in node.inputs if x.column is node.column), default=0)
+    highest = {}
     for node in reversed(nodes.values()):
         node.level = highest.get(node, node.level)
         for x, _ in node.inputs:
-            if x.column == node.column:
+            if x.column is node.column:
                 highest[x] = min(highest.get(x, node.level), node.level - 1)
     return columns
 
 
-def order_of(column):
-    return max((node.order for node in column if not node.leaf), default=0)
-
-
-def title(column):
-    order = order_of(column)
-    return f"{order}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(order, 'th') } backward" if order else "forward"
-
-
 def place(columns):
-    """Give every box its centre (x, y). Returns the edges, cut at their bends: (from, to, does a derivative flow?), the
-    borders of the columns, and the height of it all."""
-    levels = [[[] for _ in range(1 + max(node.level for node in column))] for column in columns]
-    edges, neighbours, bends = [], {}, {}
-    for node in (node for column in columns for node in column):
-        levels[node.column][node.level].append(node)
+    """Give every box its centre (x, y). Returns the edges, cut at their bends: (from, to, does a derivative flow?), and
+    the width and height of it all."""
+    for column in columns:
+        column.levels = [[] for _ in range(1 + max(node.level for node in column.nodes))]
+    edges, bends = [], {}
+    for node in (node for column in columns for node in column.nodes):
+        node.column.levels[node.level].append(node)
         for x, flow in node.inputs:
             before = x
-            for level in range(x.level + 1, node.level) if x.column == node.column else ():
-                if (x, flow, level) not in bends:
-                    bends[x, flow, level] = Bend(x.column, level)
-                    levels[x.column][level].append(bends[x, flow, level])
-                    edges.append((before, bends[x, flow, level], flow))
-                before = bends[x, flow, level]
+            for level in range(x.level + 1, node.level) if x.column is node.column else ():
+                bend = bends.get((x, flow, level))
+                if not bend:
+                    bend = bends[x, flow, level] = Bend(x.column)
+                    x.column.levels[level].append(bend)
+                    edges.append((before, bend, flow))
+                before = bend
             edges.append((before, node, flow))
     for a, b, _ in edges:
-        neighbours.setdefault(a, []).append(b)
-        neighbours.setdefault(b, []).append(a)
-    span, borders = PITCH * (max(map(len, levels)) - 1), [0]
-    for column, rows in zip(columns, levels):
-        borders.append(borders[-1] + max(150, 40 + max(sum(n.width + GAP for n in row) for row in rows)))
-        for part, node in ((node.level / max(len(rows) - 1, 1), node) for row in rows for node in row):
-            node.down = -1 if order_of(column) else 1
-            node.y = TOP + span * (part if node.down > 0 else 1 - part)
+        a.near.append(b)
+        b.near.append(a)
+    span, width = PITCH * (max(len(column.levels) for column in columns) - 1), 0
+    for column in columns:
+        column.left, width = width, width + max(150, 40 + max(sum(n.width + GAP for n in r) for r in column.levels))
+        column.middle = (column.left + width) / 2
+        for i, row in enumerate(column.levels):
+            part = i / max(len(column.levels) - 1, 1)
+            for node in row:
+                node.y = TOP + span * (part if column.down > 0 else 1 - part)
     for sweep in range(7):  # the first only puts them side by side
-        for left, right, rows in zip(borders, borders[1:], levels):
-            for row in rows[:: -1 if sweep % 2 else 1]:
+        for column in columns:
+            for row in column.levels[:: -1 if sweep % 2 else 1]:
                 if sweep:
-                    row.sort(key=lambda n: sum(m.x for m in neighbours.get(n, [n])) / len(neighbours.get(n, [n])))
-                x = (left + right - sum(n.width + GAP for n in row)) / 2
+                    row.sort(key=lambda n: sum(m.x for m in n.near) / len(n.near) if n.near else n.x)
+                x = column.middle - sum(n.width + GAP for n in row) / 2
                 for node in row:
                     node.x, x = x + (node.width + GAP) / 2, x + node.width + GAP
-                    node.sides = node is row[-1], node is row[0]  # is there no other box to the right, to the left?
-    return edges, borders, TOP + span + 40
+                    node.sides = node is row[-1], node is row[0]  # is there nothing to the right of it, to the left?
+    return edges, width, TOP + span + 40
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -198,12 +201,12 @@ def to_dot(columns, note):
     def quoted(text):  # Graphviz reads &amp; as HTML does
         return html.escape(text, quote=False).replace("\\", "\\\\").replace('"', '\\"')
 
-    ids = {node: f"n{i}" for i, node in enumerate(node for column in columns for node in column)}
+    ids = {node: f"n{i}" for i, node in enumerate(node for column in columns for node in column.nodes)}
     lines = ["digraph tinymeta {", '  node [style=filled, fontname="sans-serif"];']
     lines += [f'  label="{note}";'] * bool(note)
     for i, column in enumerate(columns):
-        lines += [f"  subgraph cluster_{i} {{", f'    label="{title(column)}";']
-        for node in column:
+        lines += [f"  subgraph cluster_{i} {{", f'    label="{column.title}";']
+        for node in column.nodes:
             label, dashes = "\\n".join(map(quoted, node.lines)), ', style="filled,dashed"' * node.constant
             look = f'shape={node.shape}, color="{node.line}", fillcolor="{node.fill}"{dashes}'
             lines.append(f'    {ids[node]} [label="{label}", {look}];')
@@ -214,22 +217,22 @@ def to_dot(columns, note):
 
 
 def to_svg(columns, note):
-    edges, borders, height = place(columns)
-    width = max(borders[-1], LETTER * len(note) + 20)
+    edges, width, height = place(columns)
+    width, height = max(width, LETTER * len(note) + 20), height + 20 * bool(note)
     svg = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:.0f} {height:.0f}")
     svg.set("width", f"{width:.0f}")
     add(svg, "style", "text { font-family: 'DejaVu Sans', Verdana, sans-serif; font-size: 12px; text-anchor: middle }")
     add(svg, "rect", width=width, height=height, fill="white")
-    for column, left, right in zip(columns, borders, borders[1:]):
-        fill, line, _ = LOOKS[min(order_of(column), len(LOOKS) - 1)]
-        add(svg, "rect", x=left + 3, y=3, width=right - left - 6, height=height - 6, rx=6, fill=fill, opacity=0.4)
-        heading = f"{title(column)} {'↓' if column[0].down > 0 else '↑'}"
-        add(svg, "text", heading, x=(left + right) / 2, y=22, fill=line, font_weight="bold")
+    for column in columns:
+        (fill, line, _), left, wide = LOOKS[min(column.order, len(LOOKS) - 1)], column.left, column.middle - column.left
+        add(svg, "rect", x=left + 3, y=3, width=2 * wide - 6, height=height - 6, rx=6, fill=fill, opacity=0.4)
+        heading = f"{column.title} {'↓' if column.down > 0 else '↑'}"
+        add(svg, "text", heading, x=column.middle, y=22, fill=line, font_weight="bold")
     head = {"viewBox": "0 0 8 8", "refX": 8, "refY": 4, "markerWidth": 5, "markerHeight": 5, "orient": "auto"}
     add(add(svg, "marker", id="head", **head), "path", d="M0,0 L8,4 L0,8 z", fill="#555555")
     for edge in edges:
         add_edge(svg, *edge)
-    for node in (node for column in columns for node in column):
+    for node in (node for column in columns for node in column.nodes):
         add_box(svg, node)
     if note:
         add(svg, "text", note, x=width / 2, y=height - 12)
@@ -247,11 +250,11 @@ def add(parent, tag, text=None, **attributes):
 def add_edge(svg, a, b, flow):
     """Within a column an edge leaves and enters in the column's direction; to another it goes sideways, unless there a
     box is in the way. What a pullback reads of earlier passes is thin."""
-    across = a.column != b.column
+    across = a.column is not b.column
     (ax, ay, au, av), (bx, by, bu, bv) = ends = [
         (node.x + out * node.width / 2, node.y, 1, 0)  # a point and the direction of the edge there
         if across and node.sides[node is b]
-        else (node.x, node.y + out * node.down * node.height / 2, 0, node.down)
+        else (node.x, node.y + out * node.column.down * node.height / 2, 0, node.column.down)
         for node, out in ((a, 1), (b, -1))
     ]
     h, s, t = abs(bx - ax) / 2, *(abs(by - ay) / 2 if (by - ay) * v > 0 else PITCH / 2 for *_, v in ends)

@@ -8,7 +8,7 @@ derivative in `.grad`, a float, and with a closure that adds to the `.grad` of i
 >>> y.backward()
 >>> x.grad                                          # 3x²: a float, and nothing tells that it came from x
 12.0
->>> y.backward()                                    # again: .grad is added to; who didn't reset it gets
+>>> y.backward()                                    # again, without resetting every .grad
 >>> x.grad
 32.0
 
@@ -176,8 +176,8 @@ def shared(a, b):
 #
 # Arrays (ops.py). What is new is broadcasting: x̄ must have the shape of x, so broadcasting is an op of its own, whose
 #   pullback sums. Linear ops come in such pairs, each the other's pullback.
-# Masks are nodes (ops.py). relu's pullback needs to know where x > 0. An array saved in the forward pass would do for
-#   one call; as a node it is part of the graph, which can be drawn and run again with other inputs.
+# What depends on a value is a node (ops.py), relu's mask as much as batch norm's variance. A variance saved as an array
+#   would be a constant: right in the first derivative, silently wrong in the second.
 # No closure over its own output (tensor.py). exp's pullback is z_bar * z. First's closures hold the z that holds them,
 #   a cycle that only Python's garbage collector frees. The engine hands z to the pullback instead.
 # The walk stays on the paths from xs to y (tensor.py). Nobody differentiates the images; and with n inner steps, the
