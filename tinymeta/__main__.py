@@ -12,7 +12,7 @@ the other algorithms make of it. Takes a second.
 example: python -m tinymeta explain | less"""
 
 EPILOG = """\
-Read on in tinymeta/lesson/second_order.py: from a first-order engine to one of
+Read on in tinymeta/lesson/first_order.py: from a first-order engine to one of
 any order. In a clone: python -m benchmarks.sinusoid --help trains all this."""
 
 

@@ -1,1 +1,1 @@
-"""Lessons that run: `python -m tinymeta explain` and `python -m tinymeta second-order`."""
+"""Two lessons that run: `explain` takes a meta-gradient apart, `first_order` shows where its second order comes from."""

@@ -42,7 +42,7 @@ def error(x, numeric):
 
 
 def support_loss(t):
-    return t**2 / 2 + t**4 / 4
+    return t**4 / 4
 
 
 def query_loss(t):
@@ -61,7 +61,7 @@ def one_number(alpha=0.1):
     return f"""\
 HOW THE LOSS AT theta'' GETS BACK TO theta
 
-Support loss L = t^2/2 + t^4/4, query loss Q = (t - 2)^2/2, step size {alpha}.
+Support loss L = t^4/4, query loss Q = (t - 2)^2/2, step size alpha = {alpha}.
 Two inner steps, t <- t - alpha g with the gradient g of L at t, lead down:
 
     theta   = {show(theta)}     g0 = {show(g0)}

@@ -24,17 +24,17 @@ derivative in `.grad`, a float, and with a closure that adds to the `.grad` of i
 
 So it can do MAML, where a gradient is part of what is differentiated. One inner step φ = θ − 0.1 L_s′(θ) from θ = 1:
 
->>> def support(t):                                 # L_s′ = θ + θ³ = 2,  L_s″ = 1 + 3θ² = 4
-...     return t * t * 0.5 + t * t * t * t * 0.25
->>> def query(t):                                   # L_q′ = φ − 2 = −1.2
+>>> def support(t):                                 # L_s = θ⁴/4:  L_s′ = θ³ = 1,  L_s″ = 3θ² = 3
+...     return t * t * t * t * 0.25
+>>> def query(t):                                   # L_q = (φ − 2)²/2:  L_q′ = φ − 2 = −1.1
 ...     return (t + -2) * (t + -2) * 0.5
 >>> theta = Second(1)
 >>> (g,) = grad(support(theta), [theta])
->>> grad(query(theta + g * -0.1), [theta])[0].data  # (1 − 0.1 · 4) · −1.2
--0.72
->>> F = lambda t: query(t + (t + t**3) * -0.1)      # and by the finite difference
+>>> grad(query(theta + g * -0.1), [theta])[0].data  # (1 − 0.1 · 3) · −1.1
+-0.77
+>>> F = lambda t: query(t + t**3 * -0.1)            # and by the finite difference
 >>> (F(1 + 1e-5) - F(1 - 1e-5)) / 2e-5
--0.72
+-0.77
 
 `First` has a float for g, a constant as far as the second `backward` can see. It can do first-order MAML:
 
@@ -43,7 +43,7 @@ So it can do MAML, where a gradient is part of what is differentiated. One inner
 >>> g, theta.grad = theta.grad, 0.0
 >>> query(theta + g * -0.1).backward()
 >>> theta.grad
--1.2
+-1.1
 """
 
 import itertools
