@@ -114,6 +114,7 @@ NOT_OPS = {
     "KinkError",
     "Tensor",
     "check_grads",
+    "draw",
     "grad",
     "hessian",
     "hvp",
