@@ -13,10 +13,12 @@ import pytest
 jax = pytest.importorskip("jax")
 flatten_util = pytest.importorskip("jax.flatten_util")
 jnp, lax = jax.numpy, jax.lax
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
-def float64():
+def running():
     """A context: without it JAX makes float32 of everything."""
     return jax.enable_x64(True)
 
@@ -210,7 +212,9 @@ def anil(loss, theta, tasks, *, alpha, steps, rule, head, first_order):
     def query_loss(theta, support, query):
         body, start = theta[: len(theta) - head], theta[len(theta) - head :]
         options = {"second_order": not first_order}
-        phi, _ = inner_loop(lambda h, data: loss(body + h, data), start, support, rates(alpha, start), steps, rule, **options)
+        phi, _ = inner_loop(
+            lambda h, data: loss(body + h, data), start, support, rates(alpha, start), steps, rule, **options
+        )
         return loss(body + phi, query)
 
     return value_and_grad_of_mean(query_loss, theta, tasks)

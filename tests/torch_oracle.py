@@ -14,7 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-float64 = contextlib.nullcontext  # torch takes the type of the arrays
+
+@contextlib.contextmanager
+def running():
+    """Everything here is too small for threads: waiting for each other they took most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tensor(a):
@@ -51,7 +60,11 @@ def gather(x, index):
 
 def scatter(x, index, shape):
     at = np.arange(np.prod(shape, dtype=int)).reshape(shape)[index]
-    return torch.zeros(at.size and int(np.prod(shape)), dtype=x.dtype).index_add(0, tensor(at.ravel()), x.reshape(-1)).reshape(shape)
+    return (
+        torch.zeros(at.size and int(np.prod(shape)), dtype=x.dtype)
+        .index_add(0, tensor(at.ravel()), x.reshape(-1))
+        .reshape(shape)
+    )
 
 
 def sum_to(x, shape):
@@ -243,9 +256,12 @@ def meta_sgd(loss, theta, tasks, *, steps, rule, first_order):
 def anil(loss, theta, tasks, *, alpha, steps, rule, head, first_order):
     body, start = theta[: len(theta) - head], theta[len(theta) - head :]
     total = 0
+
+    def head_loss(phi, data):
+        return loss(body + list(phi), data)
+
     for support, query in tasks:
-        options = {"create_graph": not first_order}
-        phi, _ = inner_loop(lambda h, data: loss(body + list(h), data), start, support, rates(alpha, start), steps, rule, **options)
+        phi, _ = inner_loop(head_loss, start, support, rates(alpha, start), steps, rule, create_graph=not first_order)
         total = total + loss(body + list(phi), query) / len(tasks)
     return total, gradient(total, theta)
 
@@ -262,32 +278,33 @@ def reptile(loss, theta, tasks, *, alpha, steps, rule):
 def imaml(loss, theta, tasks, *, lam, alpha, steps, rule, cg_steps):
     """cg_steps=None: a dense solve. lam: a number, or one for each parameter."""
     lam = lam if isinstance(lam, list) else [lam] * len(theta)
-    sizes = [t.numel() for t in theta]
-
-    def unflat(flat):
-        return [part.reshape(t.shape) for part, t in zip(flat.split(sizes), theta)]
-
-    def flat(xs):
-        return torch.cat([x.reshape(-1) for x in xs])
-
+    lams = torch.cat([torch.full_like(t, lam_i).reshape(-1) for lam_i, t in zip(lam, theta)])
     total, meta_grad = 0, 0
-    lams = torch.cat([torch.full((n,), float(lam_i), dtype=torch.float64) for n, lam_i in zip(sizes, lam)])
     for support, query in tasks:
-
-        def proximal(phi, data):
-            return loss(phi, data) + sum(lam_i / 2 * ((p - t.detach()) ** 2).sum() for lam_i, p, t in zip(lam, phi, theta))
-
-        phi = detached(theta)
-        state = None
-        for _ in range(steps):
-            phi, state = detached(inner_loop(proximal, phi, support, rates(alpha, theta), 1, rule, state))
-        query_loss = loss(phi, query)
-        b = flat(gradient(query_loss, phi))
-        H = torch.autograd.functional.hessian(lambda p: loss(unflat(p), support), flat(phi).detach(), vectorize=True)
+        query_loss, b, H = solved(loss, theta, support, query, lam, alpha, steps, rule)
         A = torch.eye(len(b), dtype=b.dtype) + H / lams  # I + HΛ⁻¹
         x = torch.linalg.solve(A, b) if cg_steps is None else conjugate_gradients(A, b, cg_steps)
         total, meta_grad = total + query_loss / len(tasks), meta_grad + x / len(tasks)
-    return total, unflat(meta_grad)
+    return total, unflat(meta_grad, theta)
+
+
+def solved(loss, theta, support, query, lam, alpha, steps, rule):
+    """At the φ of one task: the query loss, its gradient and the Hessian of the support loss, as vector and matrix."""
+
+    def proximal(phi, data):
+        return loss(phi, data) + sum(lam_i / 2 * ((p - t.detach()) ** 2).sum() for lam_i, p, t in zip(lam, phi, theta))
+
+    phi, state = detached(theta), None
+    for _ in range(steps):
+        phi, state = detached(inner_loop(proximal, phi, support, rates(alpha, theta), 1, rule, state))
+    query_loss = loss(phi, query)
+    flat_phi, b = (torch.cat([x.detach().reshape(-1) for x in xs]) for xs in (phi, gradient(query_loss, phi)))
+    H = torch.autograd.functional.hessian(lambda p: loss(unflat(p, theta), support), flat_phi, vectorize=True)
+    return query_loss.detach(), b, H
+
+
+def unflat(flat, like):
+    return [part.reshape(t.shape) for part, t in zip(flat.split([t.numel() for t in like]), like)]
 
 
 def conjugate_gradients(A, b, steps):
