@@ -13,9 +13,8 @@ import pytest
 jax = pytest.importorskip("jax")
 flatten_util = pytest.importorskip("jax.flatten_util")
 jnp, lax = jax.numpy, jax.lax
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = functools.partial(jax.jit, compiler_options=QUICK)  # what is compiled runs once, or a hundred times
 
 
 def running():
@@ -35,8 +34,8 @@ def gather(x, index):
 
 
 def scatter(x, index, shape):
-    at = np.arange(np.prod(shape, dtype=int)).reshape(shape)[index]
-    return jnp.zeros(np.prod(shape, dtype=int)).at[at].add(x).reshape(shape)
+    n = int(np.prod(shape))
+    return jnp.zeros(n).at[np.arange(n).reshape(shape)[index]].add(x).reshape(shape)
 
 
 def sum_to(x, shape):

@@ -41,7 +41,7 @@ def compiles(oracle):
 
 
 def error(ours, theirs, noise=0.0):
-    """The largest |ours − theirs|, less the noise, relative to the largest entry of theirs."""
+    """The largest |ours − theirs|, less the noise, relative to the largest entry of theirs unless that is 0."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == np.float64
     assert np.isfinite(theirs).all() and np.isfinite(ours).all()
@@ -65,7 +65,7 @@ NOISE = 1e-14  # of a program's largest number: what is left where two equal ter
 
 
 def derivatives(program, xs, u, w):
-    """(values, (∂y/∂x)ᵀ u, the vjp of that with w with respect to x and u), and all nodes that the first two are made of."""
+    """(values, (∂y/∂x)ᵀ u, the vjp of that with w with respect to x and u), and the nodes that the first two are of."""
     xs, u = [tm.Tensor(x) for x in xs], [tm.Tensor(a) for a in u]
     ys = program(*xs)
     first = tm.vjp(ys, xs, u, create_graph=True)

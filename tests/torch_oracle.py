@@ -46,9 +46,9 @@ def gradient(y, xs, y_bar=None, **options):
 # ---- programs: torch in the place of tm ------------------------------------------------------------------------------
 
 
-def reduction(f, named="dim"):
+def reduction(f):
     def op(x, axis=None, keepdims=False):
-        return f(x, **{named: tuple(range(x.ndim)) if axis is None else axis}, keepdim=keepdims)
+        return f(x, tuple(range(x.ndim)) if axis is None else axis, keepdims)
 
     return op
 
@@ -59,12 +59,10 @@ def gather(x, index):
 
 
 def scatter(x, index, shape):
-    at = np.arange(np.prod(shape, dtype=int)).reshape(shape)[index]
-    return (
-        torch.zeros(at.size and int(np.prod(shape)), dtype=x.dtype)
-        .index_add(0, tensor(at.ravel()), x.reshape(-1))
-        .reshape(shape)
-    )
+    n = int(np.prod(shape))
+    at = np.arange(n).reshape(shape)[index]
+    zeros = torch.zeros(n, dtype=x.dtype)
+    return zeros.index_add(0, tensor(at.ravel()), x.reshape(-1)).reshape(shape)
 
 
 def sum_to(x, shape):
