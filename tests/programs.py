@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import tinymeta as tm
 
-counts = Counter()  # programs drawn, and those discarded because a finite difference would straddle a kink
+counts = Counter()  # of test_programs: those drawn, and those discarded as a finite difference would straddle a kink
 
 # Each takes any values: what has a domain is kept inside it by tanh, which also keeps the numbers small.
 # All is written in functions of tm and in operators, so that a library with the same functions can run it too.
@@ -154,7 +154,6 @@ def programs(draw, max_lines=7):
             del values[f"v{i}"]
             continue
         program.lines.append(line)
-    counts["drawn"] += 1
     return program
 
 
