@@ -91,6 +91,12 @@ def tie(nodes):
     return False
 
 
+@pytest.mark.parametrize("op", [tm.relu, tm.abs, tm.sign, tm.max, tm.min, lambda x: tm.where(x[0] < x[1], x, 0)])
+def test_ties_are_seen(op):
+    for x, expected in [([1.0, 0.5, 0.2], False), ([1e-9, 0.0, 1e-9], True)]:
+        assert tie(tm.tensor.graph(op(tm.Tensor(x)))) is expected
+
+
 def test_random_programs(oracle):
     """Values, first derivatives in random directions, and second ones, in the inputs and in the cotangents."""
     tally = dict.fromkeys(["compared", "differ at a tie", "too large"], 0)
