@@ -79,7 +79,7 @@ def tie(nodes):
         if z.op in ("less", "less_equal", "greater", "greater_equal"):
             x, y = (t.data for t in z.inputs)
             close = np.any(np.abs(x - y) < TIE)
-        elif z.op in ("abs", "sign"):
+        elif z.op in ("absolute", "sign"):
             close = np.any(np.abs(z.inputs[0].data) < TIE)
         elif z.op in ("max", "min"):
             near = np.abs(z.inputs[0].data - z.data) < TIE
