@@ -8,6 +8,7 @@ from programs import counts, programs, replay
 
 
 def check(program, order):
+    counts["drawn"] += 1
     try:
         tm.check_grads(program, program.xs, order=order, tol=1e-5)
     except tm.KinkError as e:
@@ -33,6 +34,8 @@ def test_the_graph_is_a_program(program):
 
     A mask, a shift or any other value computed on the side would keep what it was at the first inputs.
     """
+
+    counts["drawn"] += 1
 
     def all_orders(*xs):
         ys = program(*xs)
