@@ -397,7 +397,7 @@ def test_refusals(algorithm, options):
     for sigma in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="sigma must be positive"):
             call(sigma=sigma)
-    with pytest.raises(ValueError, match="steps 0 or more, got sigma=0.1, steps=-1"):
+    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
         call(steps=-1)
     with pytest.raises(ValueError, match=r"<lambda> returned a Tensor of float64, shape \(\)"):
         call(loss=lambda phi, data: tm.mean(loss(phi, data)))

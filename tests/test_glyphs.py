@@ -88,5 +88,5 @@ def test_they_are_as_hard_as_omniglot_for_a_nearest_neighbour(characters):
 
 def test_they_split_like_omniglot(characters):
     assert [len(part.images) for part in split(characters, 0)] == [325, 30, 125]
-    with pytest.raises(ValueError, match="0 characters"):
+    with pytest.raises(ValueError, match="characters must be 1 or more, got 0"):
         glyphs.load(characters=0)

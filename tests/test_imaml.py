@@ -364,13 +364,13 @@ def test_a_lam_for_each_parameter_is_as_many_positive_numbers():
     options = {"alpha": 0.1, "steps": 1, "cg_steps": 1}
     for lam, message in [
         ([1.0, 2.0], "lam has 2 entries for 4 parameters"),
-        ([1.0, 2.0, -1.0, 1.0], "lam must be positive, a number for each parameter, got -1.0"),
-        (np.ones(4), "lam must be positive, a number for each"),
+        ([1.0, 2.0, -1.0, 1.0], "lam must be positive and finite, got -1.0"),
+        (np.ones(4), "lam must be a number, got an array"),
         (tm.Tensor(0.0), "lam must be positive"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             tm.meta.imaml(loss, theta, support, query, lam=lam, **options)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             tm.meta.implicit_gradient(
                 loss,
                 [t[None] for t in theta],

@@ -623,10 +623,10 @@ def test_wrong_options_are_refused():
     theta, support, query = problem()
     data = support, query
     for last in (-1, 3):
-        with pytest.raises(ValueError, match=f"0 to steps=2, got {last}"):
+        with pytest.raises(ValueError, match=f"last .*, got {last}"):
             tm.meta.truncated(loss, theta, *data, alpha=ALPHA, steps=2, last=last)
     for head in (-1, 5):
-        with pytest.raises(ValueError, match=f"head is how many of theta's 4 parameters adapt.*got {head}"):
+        with pytest.raises(ValueError, match=f"head .*got {head}"):
             tm.meta.anil(loss, theta, *data, alpha=ALPHA, steps=2, head=head)
     for wrong in (theta[:3], [*theta, *theta, theta[0]]):
         with pytest.raises(ValueError, match=r"theta has \d parameters: it is \[\*weights, \*step sizes\]"):
@@ -645,7 +645,7 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="step sizes for 3 steps, and none for step 3"):
         w, a = tm.meta.split(with_lslr(theta))
         tm.meta.adapt(loss, w, support, alpha=a, steps=4, rule=tm.meta.per_step)
-    with pytest.raises(ValueError, match="4 parameters but 4 gradients and 3 step sizes"):
+    with pytest.raises(ValueError, match="4 parameters but 3 step sizes in alpha"):
         tm.meta.adapt(loss, theta, support, alpha=[0.1] * 3, steps=1)
 
 
@@ -669,7 +669,7 @@ def test_wrong_noise_is_refused():
         with pytest.raises(ValueError, match=r"step 0 of stacked parameters \[\(3, 1, 4\), .* needs noise"):
             noisy(wrong)
     for p in (-0.1, 1.0, np.nan):
-        with pytest.raises(ValueError, match="0 ≤ p < 1, got"):
+        with pytest.raises(ValueError, match="0 ≤ p < 1, got|p must be finite"):
             noise_for(theta, p=p)
 
 
@@ -694,7 +694,7 @@ def test_numbers_of_steps_are_whole():
     for options in (dict(steps=2.0, last=1), dict(steps=-1, last=1)):
         with pytest.raises(ValueError, match="steps must be"):
             tm.meta.truncated(loss, theta, data, data, alpha=0.1, **options)
-    with pytest.raises(ValueError, match="last is the number"):
+    with pytest.raises(ValueError, match="last must be 0 or more, a whole number"):
         tm.meta.truncated(loss, theta, data, data, alpha=0.1, steps=3, last=1.5)
     with pytest.raises(ValueError, match="solve takes the place"):
         solve = tm.solvers.hessian_free

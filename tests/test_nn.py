@@ -107,7 +107,7 @@ def test_every_layer_and_solver_is_known_to_the_tests():
     def own(module):
         return {name for name, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
 
-    assert own(tm.nn) - {"init_blocks"} == {
+    assert own(tm.nn) - {"init_blocks", "blocks_of"} == {
         "init_mlp",
         "mlp",
         "batch_norm",
@@ -119,8 +119,20 @@ def test_every_layer_and_solver_is_known_to_the_tests():
         "cross_entropy",
     }
     rules = {"sgd", "momentum", "nesterov", "adam", "step"}
+    checks = {
+        "parameters",
+        "alongside",
+        "with_momentum",
+        "like",
+        "step_sizes",
+        "update",
+        "of_tasks",
+        "checked",
+        "solution_of",
+    }
+    checks |= {"check_steps"}
     solvers = {"gradient_descent", "trajectory", "hessian_free", "cg", "neumann"}
-    assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "check_steps", "checked"}
+    assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "largest"} | checks
 
 
 def test_bad_input():

@@ -248,7 +248,7 @@ def test_shards_are_asked_for_in_terms_of_the_function():
     f = lambda x, y: (tm.sum(x), y)
     x = np.ones((4, 2))
     for options in (dict(shards=2), dict(shards=0), dict(shards=2, tasks=["z"])):
-        with pytest.raises(ValueError, match="tasks are names of parameters of f"):
+        with pytest.raises(ValueError, match="tasks are names of parameters of f|shards must be 1"):
             tm.compile(f, **options)
     with pytest.raises(ValueError, match="must have the tasks as first axis"):
         tm.compile(f, tasks=["x", "y"], shards=2)(x, x[:3])

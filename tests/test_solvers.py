@@ -102,9 +102,9 @@ def test_shapes_must_agree(rule):
         _, state = rule([square], [square], None, lr=0.1)
         with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
             rule([row], [row], state, lr=0.1)
-        with pytest.raises(ValueError, match="shorter|longer"):
+        with pytest.raises(ValueError, match="2 parameters but 1 (state|m): there must be one"):
             rule([row, row], [row, row], state, lr=0.1)
-    with pytest.raises(ValueError, match="1 parameters but 0 gradients"):
+    with pytest.raises(ValueError, match="1 parameters but 0 grads"):
         rule([tm.Tensor(np.ones(1))], [], None, lr=0.1)
 
 
@@ -456,7 +456,7 @@ def test_cg_refuses_what_does_not_fit():
     for matvec in (lambda v: [], lambda v: [tm.Tensor(np.ones((2, 3, 3)))]):
         with pytest.raises(ValueError, match="cg: b has shapes"):
             tm.solvers.cg(matvec, row, steps=1)
-    with pytest.raises(ValueError, match="b as a list of Tensors"):
+    with pytest.raises(TypeError, match="b as a list of Tensors"):
         tm.solvers.cg(lambda v: v, row[0], steps=1)
 
 
@@ -515,7 +515,7 @@ def test_neumann_refuses_what_does_not_fit_and_keeps_the_type():
     row = [tm.Tensor(np.ones((2, 1, 3), np.float32))]
     with pytest.raises(ValueError, match="neumann: b has shapes"):
         tm.solvers.neumann(lambda v: [], row, steps=1, eta=0.1)
-    with pytest.raises(ValueError, match="neumann needs b as a list of Tensors"):
+    with pytest.raises(TypeError, match="neumann needs b as a list of Tensors"):
         tm.solvers.neumann(lambda v: v, row[0], steps=1, eta=0.1)
     solution = tm.solvers.neumann(lambda v: v, row, steps=2, eta=0.5)
     assert all(t.inputs == () for t in (*solution.x, *solution[1:])) and solution.x[0].dtype == np.float32

@@ -6,7 +6,8 @@ product is the vjp of a gradient.
 
 import numpy as np
 
-from .tensor import Tensor, describe, grad, vjp
+from .arguments import describe, function, items
+from .tensor import Tensor, grad, vjp
 
 
 def jvp(f, xs, tangents):
@@ -15,7 +16,7 @@ def jvp(f, xs, tangents):
     u ↦ g(u) = (∂f/∂x)ᵀ u is linear, so its own vjp with ẋ is (∂g/∂u)ᵀ ẋ = (∂f/∂x) ẋ, whatever u was.
     Both results can be differentiated.
     """
-    y = f(*xs)
+    y, xs = value(f, xs)
     if not isinstance(y, Tensor):
         raise TypeError(f"jvp: f returns one Tensor, got {describe(y)}")
     u = Tensor(np.zeros_like(y.data))
@@ -28,13 +29,20 @@ def hvp(f, xs, vs, *, create_graph=False):
 
     Costs about two gradients, in time and memory. vs are shaped like xs.
     """
-    xs = list(xs)
-    g = grad(f(*xs), xs, create_graph=True)
+    y, xs = value(f, xs)
+    g = grad(y, xs, create_graph=True)
     return vjp(g, xs, like(xs, vs), create_graph=create_graph)
 
 
+def value(f, xs):
+    function(f=f)
+    xs = items("xs", xs)
+    return f(*xs), xs
+
+
 def like(xs, vs):
-    shapes = [np.shape(getattr(v, "data", v)) for v in vs]
+    vs = items("the directions", vs)
+    shapes = [Tensor(v).shape for v in vs]
     if shapes != [x.shape for x in xs]:
         raise ValueError(f"one direction for each x, of its shape: x are {[x.shape for x in xs]}, directions {shapes}")
     return vs
@@ -45,8 +53,8 @@ def hessian(f, xs):
 
     The results are leaves.
     """
-    rows = []
-    for i, g in enumerate(grad(f(*xs), xs, create_graph=True)):
+    (y, xs), rows = value(f, xs), []
+    for i, g in enumerate(grad(y, xs, create_graph=True)):
         basis = np.eye(g.size, dtype=g.dtype).reshape(g.size, *g.shape)
         blocks = zip(*[vjp(g, xs, e) for e in basis]) if g.size else [[] for _ in xs]
         rows.append(

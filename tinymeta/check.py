@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arguments import FLOATS, describe, finite, function, items, whole
 from .ops import number
-from .tensor import FLOATS, Tensor, between, describe, graph, op_name, stop_gradient, stopped, vjp
+from .tensor import Tensor, between, graph, op_name, stop_gradient, stopped, vjp
 
 STEP = 6e-6  # ∛ε of float64, where a central difference is most exact; times |x| where that is larger than 1
 FINER = (1, 1 / 30, 1 / 1000)  # where it is too coarse
@@ -49,9 +50,11 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
     wrong; KinkError if all that is wrong lies at a kink (of relu, max, abs, ...); TypeError and ValueError for inputs
     that are not float64, and for an f that is not finite, or not the same when called twice.
     """
-    if isinstance(xs, (Tensor, np.ndarray)) or order < 1:
-        raise ValueError(f"check_grads takes a list of inputs and an order of 1 or more, got {describe(xs)}, {order}")
-    xs = [Tensor(x) for x in xs]
+    function(f=f)
+    whole(1, order=order)
+    whole(seed=seed)
+    finite(positive=True, tol=tol)
+    xs = [Tensor(x) for x in items("xs", xs)]
     for i, x in enumerate(xs):
         if x.dtype != np.float64:
             raise TypeError(f"check_grads: xs[{i}] is {describe(x)}; finite differences need float64")
@@ -70,7 +73,10 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
 
 def outputs(f, xs):
     ys = f(*xs)
-    return [ys] if isinstance(ys, Tensor) else list(ys)
+    ys = [ys] if isinstance(ys, Tensor) else items("what f returns", ys)
+    if not all(isinstance(y, Tensor) for y in ys):
+        raise TypeError(f"check_grads: f returns a Tensor or a list of them, got {', '.join(map(describe, ys))}")
+    return ys
 
 
 def pulled_back(f, n):

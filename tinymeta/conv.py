@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 
 from . import kernels, ops
-from .ops import matmul, mean, reshape
+from .arguments import whole
+from .ops import matmul, mean, reshape, shape_of
 from .tensor import Tensor, apply
 
 
@@ -24,7 +25,7 @@ def patches(x, size, stride=1, padding="valid"):
     (..., H, W, C) -> (..., h, w, size, size, C). padding: see `conv2d`.
     """
     x = Tensor(x)
-    require_whole(size=size, stride=stride)
+    whole(1, size=size, stride=stride)
     if x.ndim < 3:
         raise ValueError(f"patches of shape {x.shape}: x is (..., H, W, C)")
     static = dict(size=size, stride=stride, around=padding_of(padding, x.shape, size, stride))
@@ -36,8 +37,8 @@ def patches(x, size, stride=1, padding="valid"):
 
 def unpatch(y, shape, stride=1, padding="valid"):
     """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
-    y, shape = Tensor(y), tuple(shape)
-    require_whole(stride=stride)
+    y, shape = Tensor(y), shape_of(shape)
+    whole(1, stride=stride)
     if y.ndim < 5 or len(shape) < 3:
         raise ValueError(f"unpatch of shape {y.shape} to {shape}: windows (..., h, w, size, size, C) to (..., H, W, C)")
     size = y.shape[-2]
@@ -65,12 +66,6 @@ def conv2d(x, w, stride=1, padding="same"):
     rows = reshape(p, (*p.shape[:-6], n * h * w_out, k * k * c))
     y = matmul(rows, reshape(w, (*w.shape[:-4], k * k * c, f)))
     return reshape(y, (*y.shape[:-2], n, h, w_out, f))
-
-
-def require_whole(**numbers):
-    for name, n in numbers.items():
-        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"{name} is a whole number, 1 or more, got {n!r}")
 
 
 def padding_of(padding, shape, size, stride):

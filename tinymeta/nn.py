@@ -7,9 +7,10 @@ broadcast without complaint, and wrongly, when there are as many tasks as exampl
 
 import numpy as np
 
+from .arguments import FLOATS, describe, finite, function, generator, items, type_of, whole
 from .conv import conv2d, global_average, max_pool
-from .ops import equal, log_softmax, matmul, mean, power, relu, reshape, sum, where
-from .tensor import FLOATS, Tensor, describe
+from .ops import astype, equal, log_softmax, matmul, mean, power, relu, reshape, shape_of, sum, where
+from .tensor import Tensor
 
 
 def init_mlp(rng, sizes, dtype=np.float32, gain=2**0.5):
@@ -18,8 +19,13 @@ def init_mlp(rng, sizes, dtype=np.float32, gain=2**0.5):
     rng: a np.random.Generator. sizes: features of every layer, e.g. (1, 40, 40, 1). gain √2 keeps the variance through
     relu (He et al. 2015).
     """
+    sizes, dtype = shape_of(sizes), type_of(dtype, FLOATS)
+    generator(rng)
+    finite(gain=gain)
+    for size in sizes:
+        whole(1, sizes=size)
     if len(sizes) < 2:
-        raise ValueError(f"sizes are the features of input and output and of all layers between, got {tuple(sizes)}")
+        raise ValueError(f"sizes are the features of input and output and of all layers between, got {sizes}")
     params = []
     for n_in, n_out in zip(sizes, sizes[1:]):
         params.append(Tensor((gain / np.sqrt(n_in) * rng.standard_normal((n_in, n_out))).astype(dtype)))
@@ -29,6 +35,8 @@ def init_mlp(rng, sizes, dtype=np.float32, gain=2**0.5):
 
 def mlp(params, x, activation=relu):
     """h ← activation(h W + b) for every layer but the last, which stays linear: (..., n, in) -> (..., n, out)."""
+    params = items("params", params)
+    function(activation=activation)
     if len(params) < 2 or len(params) % 2:
         raise ValueError(f"mlp takes [W_1, b_1, W_2, b_2, ...], got {len(params)} parameters")
     *hidden, (w, b) = zip(params[::2], params[1::2])
@@ -47,6 +55,7 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
     They are always those of the batch at hand, in training and at test: there are no running averages. What is
     predicted for one row therefore depends on the others.
     """
+    finite(eps=eps)
     centred = x + -mean(x, axis=-2, keepdims=True)  # a difference would negate all rows in the derivative, not one
     scale = power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
     if gain is not None:
@@ -65,8 +74,10 @@ def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None
     faster from 1/3 than from the √2 that relu alone would want (96.0 instead of 94.4 % on Omniglot's validation tasks
     after 1,000 iterations, 5-way 1-shot). iMAML, which needs a small H/λ, wants larger ones.
     """
+    head_features = filters if head_features is None else head_features
+    whole(1, ways=ways, filters=filters, blocks=blocks, channels=channels, head_features=head_features)
     kernels = [(3, 3, c, filters) for c in [channels] + (blocks - 1) * [filters]]
-    return init_blocks(rng, [*kernels, (head_features or filters, ways)], scale, dtype)
+    return init_blocks(rng, [*kernels, (head_features, ways)], scale, dtype)
 
 
 def convnet(params, x, pool=False, flatten=False):
@@ -75,7 +86,7 @@ def convnet(params, x, pool=False, flatten=False):
     Each block halves the image: with stride 2, or with max pooling if `pool`. The head sees the mean over the last
     block's pixels, or all of them if `flatten`.
     """
-    *blocks, w, b = params
+    *blocks, w, b = blocks_of("convnet", params)
     for kernels, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
         y = conv2d(x, kernels, stride=1 if pool else 2)
         rows = reshape(y, (*y.shape[:-4], -1, y.shape[-1]))
@@ -87,13 +98,15 @@ def convnet(params, x, pool=False, flatten=False):
 
 def init_dense(rng, ways, features=(256, 128, 64, 64), inputs=784, scale=1 / 3, dtype=np.float32):
     """Parameters of `dense`: per layer weights (in, out), gain and bias (1, out); then a head; see init_convnet."""
-    sizes = [inputs, *features, ways]
+    sizes = [inputs, *shape_of(features), ways]
+    for size in sizes:
+        whole(1, **{"inputs, features and ways": size})
     return init_blocks(rng, list(zip(sizes, sizes[1:])), scale, dtype)
 
 
 def dense(params, x):
     """Logits of rows: (..., n, inputs) -> (..., n, ways), by layers of weights, batch norm and relu, and a head."""
-    *layers, w, b = params
+    *layers, w, b = blocks_of("dense", params)
     for w_i, gain, bias in zip(layers[::3], layers[1::3], layers[2::3]):
         x = relu(batch_norm(matmul(x, w_i), gain, bias))
     return matmul(x, w) + b
@@ -101,12 +114,21 @@ def dense(params, x):
 
 def init_blocks(rng, shapes, scale, dtype):
     """Weights, gain and bias for each shape but the last, the head's: weights and bias."""
-    params = []
+    generator(rng)
+    finite(scale=scale)
+    params, dtype = [], type_of(dtype, FLOATS)
     for shape in shapes:
         w = scale / np.sqrt(np.prod(shape[:-1])) * rng.standard_normal(shape)
         params += [w, np.ones((1, shape[-1])), np.zeros((1, shape[-1]))]
     del params[-2]  # the head has no gain
     return [Tensor(p.astype(dtype)) for p in params]
+
+
+def blocks_of(network, params):
+    params = items("params", params)
+    if len(params) < 2 or len(params) % 3 != 2:
+        raise ValueError(f"{network} takes three parameters for each block and two for the head, got {len(params)}")
+    return params
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -138,5 +160,5 @@ def cross_entropy(logits, labels):
     ways = logits.shape[-1]
     if labels.size and not 0 <= labels.data.min() <= labels.data.max() < ways:
         raise ValueError(f"labels from {labels.data.min()} to {labels.data.max()} for logits of {ways} classes")
-    hit = equal(labels[..., None], np.arange(ways))
+    hit = equal(astype(labels, np.int64)[..., None], np.arange(ways))
     return -mean(sum(where(hit, log_softmax(logits), 0), axis=-1), axis=-1)

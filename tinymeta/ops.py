@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 
 from . import kernels
-from .tensor import DATA, FLOATS, Tensor, apply, describe, make, stopped
+from .arguments import FLOATS, NUMBERS, describe, items, refusal, type_of
+from .tensor import Tensor, apply, make, stopped
 
-NUMBERS = (int, float, np.integer, np.floating)  # a number takes the type of the Tensor beside it
 
 def operands(op, x, y, beside=()):
     """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask)."""
@@ -45,9 +45,22 @@ def alike(op, x, y):
         if len(floats) > 1:
             raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
         numbers = [int if isinstance(x, (int, np.integer)) else float for x in xs if type(x) is not Tensor]
+        integers = dtypes and float not in numbers
         dtypes = floats or {np.result_type(*dtypes, *(numbers if dtypes else [float]))}
+        if integers and not floats and not dtypes.isdisjoint(FLOATS):
+            raise TypeError(f"{op} of uint64 and integers with a sign: no type holds both; convert one, x.astype(int)")
     dtype = dtypes.pop()
-    return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in xs]
+    return [astype(x, dtype) if type(x) is Tensor else constant(op, x, dtype) for x in xs]
+
+def constant(op, x, dtype):
+    try:
+        array = np.asarray(x, dtype)
+        fits = dtype in FLOATS or int(array) == x
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{op}: {describe(x)} is too large for {dtype}")
+    return make(array, number, (), ())
 
 def number():
     """Stands as the kernel of a number that was written into a formula."""
@@ -287,17 +300,15 @@ _transpose = view(np.transpose)
 def swapaxes(x, axis1, axis2):
     """y = x with two axes exchanged        x̄ = ȳ with them exchanged"""
     x = Tensor(x)
-    (i,), (j,), axes = axes_of(operator.index(axis1), x), axes_of(operator.index(axis2), x), list(range(x.ndim))
+    i, j, axes = axis_of(axis1, x), axis_of(axis2, x), list(range(x.ndim))
     axes[i], axes[j] = j, i
     return apply(partial(_transpose, axes=tuple(axes)), x, pullbacks=(lambda y, y_bar: swapaxes(y_bar, i, j),))
 
 def astype(x, dtype):
     """y = x in another type        x̄ = ȳ in x's type, if both are floats"""
-    x, dtype = Tensor(x), np.dtype(dtype)
+    x, dtype = Tensor(x), type_of(dtype)
     if x.data.dtype == dtype:
         return x
-    if dtype not in FLOATS + DATA:
-        raise TypeError(f"astype: a Tensor holds float32, float64, integers or booleans, not {dtype}")
     linear = x.dtype in FLOATS and dtype in FLOATS
     pullbacks = (lambda y, y_bar: astype(y_bar, x.dtype),) if linear else ()
     return apply(partial(_astype, dtype=dtype), x, pullbacks=pullbacks)
@@ -323,7 +334,10 @@ def scatter(x, index, shape):
     """y = zeros(shape); y[index] += x, repeated positions adding up        x̄ = ȳ[index]"""
     x, shape, (fixed, arrays) = Tensor(x), shape_of(shape), split_index(index)
     index = join_index(fixed, arrays)
-    place = np.broadcast_to(np.zeros((), bool), shape)[join_index(fixed, [a.data for a in arrays])].shape
+    try:
+        place = np.broadcast_to(np.zeros((), bool), shape)[join_index(fixed, [a.data for a in arrays])].shape
+    except (ValueError, IndexError) as error:
+        raise refusal(f"scatter to shape {shape}", [x, *arrays], error) from error
     if x.shape != place:
         raise ValueError(f"scatter of shape {x.shape} to {index} of shape {shape}, which has shape {place}")
     pullbacks = (lambda y, y_bar: gather(y_bar, index), *[None] * len(arrays))
@@ -361,18 +375,19 @@ def join_index(fixed, arrays):
 def pad(x, pad_width):
     """y = x with zeros around it        x̄ = ȳ, cropped. pad_width: n, (before, after), or one such pair per axis"""
     x = Tensor(x)
-    pairs = np.broadcast_to(pad_width, (x.ndim, 2)).tolist()
-    if any(n < 0 for pair in pairs for n in pair):
-        raise ValueError(f"pad: widths are 0 or more, got {pad_width}; to crop, use a slice")
+    widths = Tensor(pad_width).data
+    if widths.dtype.kind not in "iu" or not broadcasts(widths.shape, (x.ndim, 2)) or (widths < 0).any():
+        raise ValueError(f"pad: widths are 0 or more, a pair for each axis, got {pad_width}; to crop, use a slice")
+    pairs = np.broadcast_to(widths, (x.ndim, 2)).tolist()
     inside = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape))
     return scatter(x, inside, [before + n + after for (before, after), n in zip(pairs, x.shape)])
 
 def concatenate(xs, axis=0):
     """y = the xs, one after the other along an axis        x̄_i = ȳ's part at x_i"""
-    xs = [Tensor(x) for x in xs]
+    xs = [Tensor(x) for x in items("xs", xs)]
     if not xs:
         raise ValueError("concatenate needs at least one Tensor")
-    (axis,) = axes_of(axis, xs[0])
+    axis = axis_of(axis, xs[0])
     if len({(x.dtype, x.shape[:axis], x.shape[axis + 1 :]) for x in xs}) > 1:
         raise ValueError(f"concatenate along axis {axis} of {', '.join(map(describe, xs))}: type or other sizes differ")
     ends = np.cumsum([x.shape[axis] for x in xs]).tolist()
@@ -385,10 +400,11 @@ def _concatenate(*xs, axis, out=None):
 
 def stack(xs, axis=0):
     """y = the xs along a new axis"""
-    xs = [Tensor(x) for x in xs]
+    xs = [Tensor(x) for x in items("xs", xs)]
     if len({x.shape for x in xs}) != 1:
         raise ValueError(f"stack needs Tensors of one shape, got {[x.shape for x in xs]}")
-    new = (slice(None),) * (axis % (xs[0].ndim + 1)) + (None,)
+    axis = axis_of(axis, xs[0][None])
+    new = (slice(None),) * axis + (None,)
     return concatenate([x[new] for x in xs], axis)
 
 # ---- choice ----------------------------------------------------------------------------------------------------------
@@ -477,9 +493,13 @@ def softmax(x, axis=-1):
 # ---- shapes and axes -------------------------------------------------------------------------------------------------
 
 def shape_of(*shape):
-    """A shape, given as a tuple or list, or as numbers."""
+    """A shape, or axes, given as a tuple or list, or as numbers."""
     shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
-    return tuple(map(operator.index, shape))
+    try:
+        return tuple(map(operator.index, shape))
+    except TypeError:
+        came = shape if isinstance(shape, (tuple, list)) else describe(shape)
+        raise TypeError(f"a shape and axes are whole numbers, got {came}") from None
 
 def broadcasts(shape, to):
     if len(shape) > len(to):
@@ -516,6 +536,12 @@ def axes_of(axis, x):
             " and each may be named once"
         )
     return tuple(sorted(axes))
+
+def axis_of(axis, x):
+    axes = axes_of(axis, x)
+    if len(axes) != 1:
+        raise ValueError(f"axis {axis} of shape {x.shape}: one axis is needed here")
+    return axes[0]
 
 # ---- operators and methods of Tensor ---------------------------------------------------------------------------------
 

@@ -38,7 +38,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import kernels, ops
-from .tensor import Tensor, describe, make, op_name, state, stopped, tracing
+from .arguments import describe, function, refusal, whole
+from .tensor import Tensor, make, op_name, state, stopped, tracing
 
 PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
@@ -283,8 +284,12 @@ class Plan:
     def __call__(self, values):
         for i, array in self.arguments:
             np.copyto(array, values[i])
-        for call in self.calls:
-            call()
+        try:
+            for call in self.calls:
+                call()
+        except (TypeError, ValueError, IndexError) as error:  # an index out of range
+            n = next(n for n, calls in self.kernels if call in calls)
+            raise refusal(f"compile: {n.op}", n.inputs, error) from error
         return [make(y.copy(), None, (), ()) for y in self.outputs]  # the next call overwrites y
 
 
@@ -333,11 +338,16 @@ class Compiled:
     alive = weakref.WeakSet()
 
     def __init__(self, f, tasks, stacked, shards, passes):
+        function(f=f)
+        whole(1, shards=shards)
+        for name, collection in (("tasks", tasks), ("stacked", stacked), ("passes", passes)):
+            if not isinstance(collection, (list, tuple, set, frozenset)):
+                raise TypeError(f"compile: {name} is a tuple, got {describe(collection)}: write ({name},)")
         functools.update_wrapper(self, f)
         self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
         self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
         unknown = self.tasks - set(self.signature.parameters)
-        if unknown or shards < 1 or shards > 1 and not tasks:
+        if unknown or shards > 1 and not tasks:
             raise ValueError(f"compile: shards={shards}, tasks={tuple(tasks)}: tasks are names of parameters of f")
         self.programs, self.lock, self.pool = {}, threading.Lock(), None
         self.alive.add(self)
@@ -367,6 +377,9 @@ class Compiled:
 
     def sharded(self, bound):
         tree, arrays = flatten((bound.args, bound.kwargs))
+        for name in self.tasks & set(bound.arguments):
+            if not flatten(bound.arguments[name])[1]:
+                raise TypeError(f"compile: {name} has tasks and must be arrays, got {describe(bound.arguments[name])}")
         of_tasks = [name in self.tasks for name, x in bound.arguments.items() for _ in flatten(x)[1]]
         sizes = {a.shape[:1] for a, split in zip(arrays, of_tasks) if split}
         if len(sizes) != 1 or () in sizes:
@@ -540,7 +553,13 @@ def flatten(x, results=False):
         raise TypeError(f"compile: f returned {describe(x)}: it returns Tensors, nested in lists, tuples and dicts")
     if isinstance(x, (np.ndarray, np.generic)):
         return Tensor, [Tensor(x).data]
-    return Fixed(type(x), x, math.copysign(1.0, x) if isinstance(x, float) else 1.0), []
+    try:
+        hash(x)
+    except TypeError:
+        raise TypeError(f"compile: a fixed value must be hashable, got {describe(x)}: pass a list or a tuple") from None
+    if isinstance(x, float):
+        return Fixed(type(x), x if x == x else math.nan, math.copysign(1.0, x)), []  # one NaN, which is equal to itself
+    return Fixed(type(x), x), []
 
 
 def unflatten(tree, arrays):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arguments import FLOATS, describe, finite, function, items, whole
 from .ops import abs, equal, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
 from .tensor import Tensor, apply, grad, stop_gradient, stopped, vjp
 
@@ -24,13 +25,23 @@ from .tensor import Tensor, apply, grad, stop_gradient, stopped, vjp
 
 def sgd(params, grads, state=None, *, lr):
     """p ← p − η g"""
+    params, grads = alongside(params, grads=grads)
     return step(params, lr, grads), None
 
 
 def momentum(params, grads, state=None, *, lr, mu=0.9):
     """v ← μ v + g,   p ← p − η v        (Polyak's heavy ball)"""
-    v = grads if state is None else [mu * v + g for v, g in zip(state, grads, strict=True)]
+    params, grads, v = with_momentum(params, grads, state, mu)
     return step(params, lr, v), v
+
+
+def with_momentum(params, grads, state, mu):
+    finite(mu=mu)
+    if state is None:
+        params, grads = alongside(params, grads=grads)
+        return params, grads, grads
+    params, grads, state = alongside(params, grads=grads, state=state)
+    return params, grads, [mu * v + g for v, g in zip(state, grads)]
 
 
 def nesterov(params, grads, state=None, *, lr, mu=0.9):
@@ -39,7 +50,7 @@ def nesterov(params, grads, state=None, *, lr, mu=0.9):
     Nesterov's accelerated gradient in the form that takes the gradient at the point it returns: p is already looked
     ahead along v (Sutskever et al. 2013).
     """
-    v = grads if state is None else [mu * v + g for v, g in zip(state, grads, strict=True)]
+    params, grads, v = with_momentum(params, grads, state, mu)
     return step(params, lr, [g + mu * v for g, v in zip(grads, v)]), v
 
 
@@ -49,10 +60,17 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     ε stands inside the root (Kingma and Ba 2015 add it outside): √v̂ has no derivative at v̂ = 0, where every unit that
     gets no gradient is, and the meta-gradient through an inner Adam would be NaN.
     """
-    t, m, v = state or (Tensor(np.zeros((), params[0].dtype)), [0.0] * len(grads), [0.0] * len(grads))
+    finite(0, beta1=beta1, beta2=beta2, eps=eps)
+    params, grads = alongside(params, grads=grads)
+    if state is None:
+        t, m, v = Tensor(np.zeros((), params[0].dtype)), [0.0] * len(grads), [0.0] * len(grads)
+    elif isinstance(state, (list, tuple)) and len(state) == 3:
+        t, (_, m, v) = Tensor(state[0]), alongside(params, m=state[1], v=state[2])
+    else:
+        raise TypeError(f"state is what adam has returned, (t, m, v), or None at the first step; got {describe(state)}")
     t = t + 1
-    m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads, strict=True)]
-    v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads, strict=True)]
+    m = [beta1 * m + (1 - beta1) * g for m, g in zip(m, grads)]
+    v = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(v, grads)]
     m_hat, v_hat = 1 / (1 - beta1**t), 1 / (1 - beta2**t)
     return step(params, lr, [m_hat * m / sqrt(v_hat * v + eps**2) for m, v in zip(m, v)]), (t, m, v)
 
@@ -65,8 +83,7 @@ def clip(grads, norm, *, stacked=False):
     derivative of a clipped g is (c / ‖g‖) (I − u uᵀ), of one that is not clipped I, and I too at the kink ‖g‖ = c. A
     gradient that isn't finite comes out as it went in: clipping prevents a NaN, and hides none.
     """
-    if not 0 < (norm.data if isinstance(norm, Tensor) else norm) < np.inf:
-        raise ValueError(f"norm is the length to clip gradients to, a positive number, got {norm}")
+    finite(positive=True, norm=norm)
     if not stacked:
         return [g[0] for g in clip([reshape(g, (1, *g.shape)) for g in grads], norm, stacked=True)]
     unit = largest(grads)  # ‖g‖ = unit · ‖g / unit‖ for any unit: a constant
@@ -89,14 +106,59 @@ def clipped(params, grads, state=None, *, lr, norm, rule=sgd):
 
 def step(params, lr, directions):
     """p − η d for each, which must not change a shape: a bias minus a wider d would grow by broadcasting."""
-    lrs = lr if isinstance(lr, (list, tuple)) else [lr] * len(params)
-    if not len(params) == len(directions) == len(lrs):
-        raise ValueError(f"{len(params)} parameters but {len(directions)} gradients and {len(lrs)} step sizes")
+    lrs = step_sizes("lr", lr, len(params))
     moved = [p - lr * d for p, lr, d in zip(params, lrs, directions)]
     for i, (p, d, new) in enumerate(zip(params, directions, moved)):
         if not p.shape == d.shape == new.shape:
             raise ValueError(f"parameter {i} of shape {p.shape} would become {new.shape}: gradient, state, lr must fit")
     return moved
+
+
+# ---- lists of parameters ---------------------------------------------------------------------------------------------
+
+
+def parameters(name, xs):
+    """A list of one or more Tensors of floats, or an error that says what it is instead."""
+    xs = items(name, xs)
+    if not xs:
+        raise ValueError(f"{name} is empty: it is a list of one or more Tensors")
+    for i, x in enumerate(xs):
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+            raise TypeError(f"{name}[{i}] is {describe(x)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
+    return xs
+
+
+def alongside(params, **lists):
+    """[params, *lists], all as lists of Tensors of one length."""
+    params = parameters("params", params)
+    for name, xs in lists.items():
+        lists[name] = items(name, xs)
+        if len(lists[name]) != len(params):
+            raise ValueError(f"{len(params)} parameters but {len(lists[name])} {name}: there must be one for each")
+        lists[name] = parameters(name, lists[name])
+    return [params, *lists.values()]
+
+
+def like(name, xs, params):
+    """xs, which a function of the caller's has returned, once they are Tensors shaped like params."""
+    xs = parameters(name, xs)
+    shapes, expected = [x.shape for x in xs], [p.shape for p in params]
+    if shapes != expected:
+        raise ValueError(f"{name} has shapes {shapes}, expected {expected}")
+    return xs
+
+
+def step_sizes(name, sizes, count):
+    """A list with a step size for each of `count` parameters: finite numbers, or Tensors, whose values are data."""
+    given = sizes if isinstance(sizes, (list, tuple)) else [sizes]
+    if given is sizes and len(sizes) != count:
+        raise ValueError(f"{count} parameters but {len(sizes)} step sizes in {name}: give one for each, or a number")
+    for size in given:
+        if not isinstance(size, Tensor) and not np.shape(size):
+            finite(**{name: size})
+        elif Tensor(size).dtype not in FLOATS:
+            raise TypeError(f"{name} must be a number or a Tensor of floats, got {describe(size)}")
+    return sizes if given is sizes else given * count
 
 
 # ---- a stack of problems, one per task -------------------------------------------------------------------------------
@@ -121,16 +183,33 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     and step sizes, with the gradients as constants.
     """
     check_steps(steps)
-    state = None
+    whole(cut=cut)
+    function(loss=loss, rule=rule)
+    phi, state = parameters("phi", phi), None
     yield phi
     for k in range(steps):
-        g = grad(sum(loss(phi, k)), phi, create_graph=create_graph and k >= cut)
-        moved, state = rule(phi, g, state, lr=lr)
+        g = grad(sum(of_tasks(loss(phi, k), phi)), phi, create_graph=create_graph and k >= cut)
+        moved, state = update(rule, phi, g, state, lr)
         # What the rule left alone becomes a node of this step, or its gradient would come by way of all steps before.
         phi = [p[...] if p is before else p for p, before in zip(moved, phi, strict=True)]
         if k < cut:
             phi, state = stop_gradient((phi, state))
         yield phi
+
+
+def update(rule, params, grads, state, lr):
+    """rule(params, grads, state, lr=lr), once it is (params, state)."""
+    result = rule(params, grads, state, lr=lr)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"the rule returned {describe(result)}, expected a tuple (params, state)")
+    return like("what the rule returned", result[0], params), result[1]
+
+
+def of_tasks(losses, phi):
+    """The losses, once they are one number for each task of the stack φ."""
+    if not isinstance(losses, Tensor) or losses.dtype not in FLOATS or losses.shape != phi[0].shape[:1]:
+        raise ValueError(f"the loss returned {describe(losses)}, expected a Tensor of floats, shape {phi[0].shape[:1]}")
+    return losses
 
 
 def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
@@ -148,12 +227,12 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
     check_steps(steps)
-    longest = lr.data if isinstance(lr, Tensor) else lr
-    if np.shape(longest) or not longest > 0:
-        raise ValueError(f"lr is the longest step to try, one positive number for all parameters, got {lr}")
-    phi = stop_gradient(phi)
+    whole(cg_steps=cg_steps, halvings=halvings)
+    finite(positive=True, lr=lr)
+    function(loss=loss)
+    phi = stop_gradient(parameters("phi", phi))
     for k in range(steps):
-        before = loss(phi, k)
+        before = of_tasks(loss(phi, k), phi)
         g = grad(sum(before), phi, create_graph=True)  # one graph, walked by every product
         downhill = stop_gradient([-g_i for g_i in g])
         newton = cg(lambda v, g=g, phi=phi: vjp(g, phi, v), downhill, steps=cg_steps)
@@ -173,8 +252,7 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
 
 
 def check_steps(steps):
-    if not hasattr(steps, "__index__") or steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
+    whole(steps=steps)
 
 
 # ---- linear systems, one per task ------------------------------------------------------------------------------------
@@ -182,15 +260,18 @@ def check_steps(steps):
 
 def dot(xs, ys):
     """⟨x, y⟩ of each task: two lists of (tasks, ...) -> (tasks,)."""
-    total = 0
-    for x, y in zip(xs, ys, strict=True):
+    xs, ys, total = parameters("xs", xs), parameters("ys", ys), 0
+    if [x.shape for x in xs] != [y.shape for y in ys]:
+        raise ValueError(f"dot of shapes {[x.shape for x in xs]} and {[y.shape for y in ys]}: they must be alike")
+    for x, y in zip(xs, ys):
         total = total + sum(x * y, axis=tuple(range(1, x.ndim)))
     return total
 
 
 def largest(xs):
-    """The largest |element| of each task over a list of (tasks, ...): (tasks,)."""
-    return max(stack([reshape(max(abs(x), axis=tuple(range(1, x.ndim))), -1) for x in xs]), axis=0)
+    """The largest |element| of each task over a list of (tasks, ...), 0 of none: (tasks,)."""
+    rows = [reshape(max(abs(x), axis=tuple(range(1, x.ndim))), -1) for x in xs if 0 not in x.shape[1:]]
+    return max(stack(rows), axis=0) if rows else Tensor(np.zeros(len(xs[0]), xs[0].dtype))
 
 
 class Solution(NamedTuple):
@@ -214,7 +295,8 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     below 1, as iMAML's I + H/λ of a convex loss, ‖x − A⁻¹b‖ ≤ ‖b − A x‖, and what passes is wrong by ‖b‖/10 at most.
     The result is a leaf.
     """
-    product = checked("cg", matvec, b, steps)
+    finite(0, tol=tol)
+    product, b = checked("cg", matvec, b, steps)
     # A is linear: with the largest element of each task's b as the unit, no square under- or overflows in float32.
     unit = largest(b)
     unit = where(greater(unit, 0), unit, 1)
@@ -222,7 +304,7 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     if x0 is None:
         x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
     else:
-        x = [Tensor(x_i) / per_task(unit, b_i) for x_i, b_i in zip(x0, b, strict=True)]
+        x = [Tensor(x_i) / per_task(unit, b_i) for x_i, b_i in zip(like("x0", x0, b), b)]
         r = [b_i - a_i for b_i, a_i in zip(b, product(x))]
     tol = builtins.max(tol, np.finfo(b[0].dtype).eps)
     p, rr, enough = r, dot(r, r), tol**2 * dot(b, b)
@@ -256,16 +338,15 @@ def neumann(matvec, b, *, steps, eta, x0=None):
     are taken at the solution (Lorraine et al. 2020). matvec, b, x0 and the result: as for `cg`; no task stops early.
     A series may be cut on purpose: unconverged are tasks whose residual has grown, for which η is too large.
     """
-    product = checked("neumann", matvec, b, steps)
-    if not (eta.data if isinstance(eta, Tensor) else eta) > 0:
-        raise ValueError(f"neumann: eta must be positive, and below 2 over A's largest eigenvalue, got {eta}")
+    finite(positive=True, eta=eta)
+    product, b = checked("neumann", matvec, b, steps)
     if x0 is None:
         x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
     else:
-        x = [Tensor(x_i) for x_i in x0]
-        r = [b_i - a_i for b_i, a_i in zip(b, product(x), strict=True)]
+        x = like("x0", x0, b)
+        r = [b_i - a_i for b_i, a_i in zip(b, product(x))]
     before = sqrt(dot(r, r))
-    negative, iterations = less(before, 0), Tensor(np.full(before.shape, steps))
+    negative, iterations = less(before, 0), Tensor(np.full(before.shape, steps, np.int64))
     for _ in range(steps):
         ar = product(r)
         negative = negative | less(dot(r, ar), 0)
@@ -283,22 +364,41 @@ def size(b):
     return sqrt(where(greater(square, 0), square, 1))
 
 
+def solution_of(linear_solver, matvec, b, **options):
+    """linear_solver(matvec, b, **options), once it is a Solution shaped like b."""
+    function(linear_solver=linear_solver)
+    solution = linear_solver(matvec, b, **options)
+    if not isinstance(solution, Solution):
+        raise TypeError(f"linear_solver returned {describe(solution)}, expected a tm.solvers.Solution")
+    like("linear_solver's x", solution.x, b)
+    return solution
+
+
 def checked(name, matvec, b, steps):
-    """matvec, once b is a list and for as long as the products are shaped like it."""
+    """(matvec, for as long as the products are shaped like b; b as a list)."""
     check_steps(steps)
-    if isinstance(b, Tensor) or not b:
-        raise ValueError(f"{name} needs b as a list of Tensors (tasks, ...), one or more")
+    function(matvec=matvec)
+    if isinstance(b, (Tensor, np.ndarray)) or not hasattr(b, "__iter__"):
+        raise TypeError(f"{name} needs b as a list of Tensors (tasks, ...), got {describe(b)}")
+    b = parameters("b", b)
     shapes = [b_i.shape for b_i in b]
+    if len({shape[:1] for shape in shapes} | {()}) != 2:
+        raise ValueError(f"{name}: b has shapes {shapes}, expected (tasks, ...) with one number of tasks")
 
     def product(v):
-        result = list(matvec(v))
-        if [a.shape for a in result] != shapes:
-            raise ValueError(f"{name}: b has shapes {shapes}, matvec(v) of such a v has {[a.shape for a in result]}")
+        result = matvec(v)
+        result = [Tensor(a) for a in result] if isinstance(result, (list, tuple)) else result
+        if not isinstance(result, list) or [a.shape for a in result] != shapes:
+            found = [a.shape for a in result] if isinstance(result, list) else describe(result)
+            raise ValueError(f"{name}: b has shapes {shapes}, matvec(v) of such a v has {found}")
         return result
 
-    return product
+    return product, b
 
 
 def per_task(a, like):
     """A number per task, (tasks,), so shaped that it multiplies (tasks, ...)."""
+    a = Tensor(a)
+    if not isinstance(like, (Tensor, np.ndarray)) or a.shape != like.shape[:1]:
+        raise ValueError(f"per_task takes (tasks,) and (tasks, ...), got {a.shape} and {describe(like)}")
     return reshape(a, (len(a),) + (1,) * (like.ndim - 1))

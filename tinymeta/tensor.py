@@ -23,8 +23,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))  # what can be differentiated
-DATA = tuple(np.dtype(code) for code in "?bBhHiIlLqQ")  # masks, labels, indices: carried along, never differentiated
+from .arguments import DATA, FLOATS, describe, items, refusal
 
 
 class Tensor:
@@ -43,11 +42,17 @@ class Tensor:
     def __new__(cls, array):
         if isinstance(array, Tensor):
             return array
-        data = np.asarray(array)
+        if type(array) is not np.ndarray and isinstance(array, np.ndarray) and type(array) is not np.memmap:
+            raise TypeError(f"a Tensor holds a plain array, and would lose what {describe(array)} adds: np.asarray(x)?")
+        try:
+            data = np.asarray(array)
+        except ValueError as error:
+            raise ValueError(f"a Tensor holds an array, and this is {describe(array)}: {error}") from error
         if data.dtype not in FLOATS and data.dtype not in DATA:
+            came = describe(array) if data.dtype == object else f"{data.dtype} (shape {data.shape})"
             raise TypeError(
-                f"a Tensor holds float32, float64, integers or booleans, not {data.dtype} (shape"
-                f" {data.shape}): convert it first, e.g. np.asarray(x, np.float64)"
+                f"a Tensor holds float32, float64, integers or booleans, not {came}: convert it first, e.g."
+                " np.asarray(x, np.float64)"
             )
         return make(data, None, (), ())
 
@@ -150,7 +155,10 @@ def apply(kernel, *inputs, pullbacks=()):
     its own derivative is wanted. The engine hands z to the pullback, so that none needs to close over its own
     output; graphs then have no reference cycles and are freed at once.
     """
-    data = kernel(*[x.data for x in inputs])
+    try:
+        data = kernel(*[x.data for x in inputs])
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise refusal(op_name(kernel), inputs, error) from error
     if type(data) is not np.ndarray:  # NumPy turns 0-d results into scalars
         data = np.asarray(data)
     history = (inputs, pullbacks) if state.recording else ((), ())  # a cut node knows only the name of its op
@@ -270,13 +278,11 @@ def grad(y, xs, *, create_graph=False):
         raise TypeError(f"grad needs the Tensor to differentiate, got {describe(y)}: was it computed with tm ops?")
     if y.shape != ():
         raise ValueError(f"grad needs a scalar, got {y.op} of shape {y.shape}: sum it, or use vjp with a cotangent")
-    return vjp(y, xs, np.ones((), y.dtype), create_graph=create_graph)
+    return vjp(y, xs, Tensor(np.ones((), y.dtype)), create_graph=create_graph)
 
 
 def check_targets(xs):
-    if isinstance(xs, (Tensor, np.ndarray)) or not hasattr(xs, "__iter__"):
-        raise TypeError(f"xs is a list of Tensors, got {describe(xs)}: write grad(y, [x])")
-    xs = list(xs)
+    xs = items("xs", xs, remedy="grad(y, [x])")
     for i, x in enumerate(xs):
         if not isinstance(x, Tensor):
             raise TypeError(f"xs[{i}] is {describe(x)}: make it a Tensor before y is computed from it")
@@ -288,20 +294,14 @@ def check_targets(xs):
 
 
 def check_cotangents(y, y_bar):
-    ys, y_bars = ([y], [y_bar]) if isinstance(y, Tensor) else (list(y), list(y_bar))
+    ys, y_bars = ([y], [y_bar]) if isinstance(y, Tensor) else (items("y", y), items("y_bar", y_bar))
     if len(ys) != len(y_bars):
         raise ValueError(f"{len(ys)} outputs but {len(y_bars)} cotangents: vjp needs one for each")
     for i, (y, y_bar) in enumerate(zip(ys, y_bars)):
         if not isinstance(y, Tensor) or y.dtype not in FLOATS:
             raise TypeError(f"the output to differentiate is {describe(y)}: it must be a Tensor of floats")
         if not isinstance(y_bar, Tensor):  # an array or number takes y's type, so that float32 stays float32
-            y_bars[i] = y_bar = Tensor(np.asarray(y_bar, y.dtype))
+            y_bars[i] = y_bar = Tensor(Tensor(y_bar).data.astype(y.dtype, copy=False))
         if y_bar.shape != y.shape or y_bar.dtype != y.dtype:
             raise ValueError(f"the cotangent is {describe(y_bar)}, the output {describe(y)}: they must be alike")
     return ys, y_bars
-
-
-def describe(x):
-    if isinstance(x, (Tensor, np.ndarray)):
-        return f"{'a Tensor' if isinstance(x, Tensor) else 'an array'} of {x.dtype}, shape {x.shape}"
-    return f"a {type(x).__name__}"

@@ -13,9 +13,10 @@ subtracts. θ itself is never changed.
 """
 
 from .. import solvers
+from ..arguments import FLOATS, describe, function
 from ..ops import broadcast_to
-from ..solvers import gradient_descent, sgd
-from ..tensor import FLOATS, Tensor, ancestors, describe, stop_gradient
+from ..solvers import check_steps, gradient_descent, like, parameters, sgd, step_sizes
+from ..tensor import Tensor, ancestors, stop_gradient
 
 
 def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd, solve=None):
@@ -28,27 +29,31 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     solve: solve(objective, phi, lr=alpha, steps=steps) -> phi takes the place of these steps, for φ as a leaf; e.g.
     partial(tm.solvers.hessian_free, cg_steps=5). objective(phi, step) -> (tasks,); for one of your own see `imaml`.
     """
-    if solve and rule is not sgd:
+    if solve is not None and rule is not sgd:
         raise ValueError("adapt: solve takes the place of the steps, and so of their rule; leave one of them out")
-    if create_graph and solve:
+    if create_graph and solve is not None:
         raise ValueError("adapt: create_graph=True differentiates gradient descent's steps; leave solve out")
-    objective, phi = inner_problem(loss, theta, support, batch)
-    if solve:
-        return solve(objective, stop_gradient(phi), lr=alpha, steps=steps)
+    check_steps(steps)
+    objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
+    if solve is not None:
+        function(solve=solve)
+        return like("what solve returned", solve(objective, stop_gradient(phi), lr=alpha, steps=steps), phi)
     phi = phi if create_graph else stop_gradient(phi)
     return gradient_descent(objective, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
 
 
 def trajectory(loss, theta, support, *, alpha, steps, create_graph=False, cut=0, batch=None, rule=sgd):
     """The φ of `adapt` one after the other, steps + 1 of them; create_graph, cut: see tm.solvers.trajectory."""
-    objective, phi = inner_problem(loss, theta, support, batch)
+    objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
     options = {"steps": steps, "rule": rule, "create_graph": create_graph, "cut": cut}
     return solvers.trajectory(objective, phi, lr=alpha, **options)
 
 
-def inner_problem(loss, theta, support, batch):
+def inner_problem(loss, theta, support, batch, alpha, rule):
     """(the loss on the data of a step, θ viewed as a stack over tasks): where all inner solvers start."""
     theta, tasks = parameters("theta", theta), count_tasks(support)
+    function(loss=loss, rule=rule)
+    step_sizes("alpha", alpha, len(theta))
 
     def support_loss(phi, step):
         return task_losses(loss, phi, of_step(support, batch, step))
@@ -58,8 +63,9 @@ def inner_problem(loss, theta, support, batch):
 
 def of_step(support, batch, step):
     """The data of an inner step, which all tasks must still be in: one task's would be broadcast to all."""
-    if not batch:
+    if batch is None:
         return support
+    function(batch=batch)
     data, tasks = batch(support, step), count_tasks(support)
     if count_tasks(data) != tasks:
         raise ValueError(
@@ -74,7 +80,8 @@ def check(theta, support, query):
 
     A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
     """
-    count_tasks(support, query)
+    if not count_tasks(support, query):
+        raise ValueError("support and query have no tasks: the first axis of their arrays has size 0")
     return leaves("theta", theta)
 
 
@@ -87,20 +94,8 @@ def leaves(name, xs):
                 f"{name}[{i}] is the result of {x.op} and would keep all that it was computed from: cut it, and the"
                 f" optimiser's state too, with {name}, state = tm.stop_gradient(({name}, state))"
             )
-    return stop_gradient(xs)
-
-
-def parameters(name, xs):
-    """A list of one or more Tensors of floats, or an error that says what it is instead."""
-    if isinstance(xs, Tensor) or not hasattr(xs, "__iter__"):
-        raise TypeError(f"{name} is a list of Tensors, got {describe(xs)}: write [{name}]")
-    xs = list(xs)
-    if not xs:
-        raise ValueError(f"{name} is empty: it is the list of parameters to learn")
-    for i, x in enumerate(xs):
-        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-            raise TypeError(f"{name}[{i}] is {describe(x)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
-    return xs
+    first = {x.serial: i for i, x in reversed(list(enumerate(xs)))}
+    return [x if first[x.serial] == i else stop_gradient(x) for i, x in enumerate(xs)]  # given twice, it is two
 
 
 def task_losses(loss, phi, data):
@@ -116,6 +111,7 @@ def task_losses(loss, phi, data):
 
 def numbers(loss, phi, data):
     """loss(phi, data), which must be one number per task."""
+    function(loss=loss)
     losses, tasks = loss(phi, data), len(phi[0])
     if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
         raise ValueError(

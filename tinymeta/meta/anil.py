@@ -9,6 +9,7 @@ parts: one straight from the query loss, the other by way of the head, for h_K d
 First order has the first part only.
 """
 
+from ..arguments import whole
 from ..ops import broadcast_to, mean
 from ..solvers import check_steps, sgd
 from ..tensor import grad, stop_gradient
@@ -25,7 +26,8 @@ def anil(loss, theta, support, query, *, alpha, steps, head, first_order=False, 
     """
     theta, tasks = check(theta, support, query), count_tasks(support)
     check_steps(steps)
-    if head not in range(len(theta) + 1):
+    whole(head=head)
+    if head > len(theta):
         raise ValueError(f"head is how many of theta's {len(theta)} parameters adapt, from the last on; got {head}")
     body = [broadcast_to(t, (tasks, *t.shape)) for t in theta[: len(theta) - head]]
 

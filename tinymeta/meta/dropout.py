@@ -12,9 +12,9 @@ In training only; at test, leave it out. It is an update rule around another one
 The noise is an argument, drawn outside: the algorithm stays a function, which can be checked and compiled.
 """
 
-from ..solvers import sgd
+from ..arguments import finite, function, generator, items, whole
+from ..solvers import parameters, sgd, update
 from ..tensor import Tensor
-from .adapt import parameters
 
 
 def draw_noise(rng, theta, p, *, tasks, steps, gaussian=False):
@@ -22,6 +22,9 @@ def draw_noise(rng, theta, p, *, tasks, steps, gaussian=False):
 
     rng: a np.random.Generator. p: 0 ≤ p < 1; the paper recommends 0.1 to 0.2.
     """
+    generator(rng)
+    whole(tasks=tasks, steps=steps)
+    finite(p=p)
     if not 0 <= p < 1:
         raise ValueError(f"p is the probability of leaving out a gradient, 0 ≤ p < 1, got {p}")
     noise = []
@@ -37,7 +40,8 @@ def dropout(noise, rule=sgd):
 
     Raises ValueError if the noise doesn't fit the parameters, or if there are more inner steps than it has.
     """
-    noise = [Tensor(n) for n in noise]
+    noise = [Tensor(n) for n in items("noise", noise)]
+    function(rule=rule)
 
     def noisy(params, grads, state=None, *, lr):
         step, inner = state or (0, None)
@@ -47,7 +51,7 @@ def dropout(noise, rule=sgd):
                 f"step {step} of stacked parameters {expected} needs noise (tasks, steps, ...) of the same shapes with"
                 f" an axis of more than {step} steps after the tasks, got {[n.shape for n in noise]}"
             )
-        params, inner = rule(params, [n[:, step] * g for n, g in zip(noise, grads)], inner, lr=lr)
+        params, inner = update(rule, params, [n[:, step] * g for n, g in zip(noise, grads)], inner, lr)
         return params, (step + 1, inner)
 
     return noisy

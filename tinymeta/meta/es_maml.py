@@ -22,10 +22,11 @@ outer population meet the same inner noise, so that U is one function, and only 
 
 import numpy as np
 
+from ..arguments import describe, finite, generator, items, whole
 from ..ops import broadcast_to, concatenate, matmul, mean, reshape
-from ..solvers import step
+from ..solvers import parameters, step, step_sizes
 from ..tensor import Tensor, recording
-from .adapt import check, count_tasks, numbers, of_step, parameters
+from .adapt import check, count_tasks, numbers, of_step
 
 
 def draw_es_noise(rng, theta, tasks, *, steps, perturbations, queries):
@@ -34,6 +35,9 @@ def draw_es_noise(rng, theta, tasks, *, steps, perturbations, queries):
     perturbations: n, draws around θ (around U(θ) in first order); the query loss is asked for 2n times a task.
     queries: K, draws of an inner step; the support loss is asked for 2K times a step, in zero order for each of the 2n.
     """
+    generator(rng)
+    whole(tasks=tasks, steps=steps)
+    whole(1, perturbations=perturbations, queries=queries)
     theta = parameters("theta", theta)
 
     def normal(*axes):
@@ -49,6 +53,7 @@ def es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, batch=No
     and plateaus. Raises ValueError if noise has other shapes than these.
     """
     theta, (outer, inner) = check_noise(theta, support, query, noise, steps, sigma)
+    alpha = step_sizes("alpha", alpha, len(theta))
     with recording(False):
 
         def adapted_loss(x):
@@ -68,6 +73,7 @@ def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noi
     hessian=False leaves the brackets out (the paper's FO-NoHessian). ESHess takes 2 draws or more. Else as `es_maml`.
     """
     theta, (outer, inner) = check_noise(theta, support, query, noise, steps, sigma)
+    alpha = step_sizes("alpha", alpha, len(theta))
     if hessian and inner[0].shape[2] < 2:
         raise ValueError("ESHess is a covariance over the draws of a step, of which there must be 2 or more: got 1")
     with recording(False):
@@ -77,9 +83,8 @@ def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noi
             x = step(x, alpha, g)
             path.append(values)
         query_values, v = es_grad(on(loss, query), x, outer, sigma)
-        alphas = alpha if isinstance(alpha, (list, tuple)) else [alpha] * len(v)
         for k in reversed(range(steps)) if hessian else ():  # α on v, as each parameter may have its own
-            v = step(v, 1.0, es_hvp(path[k], at(inner, k), sigma, [a * v_i for a, v_i in zip(alphas, v)]))
+            v = step(v, 1.0, es_hvp(path[k], at(inner, k), sigma, [a * v_i for a, v_i in zip(alpha, v)]))
         return mean(query_values), [mean(g, axis=(0, 1)) for g in v]
 
 
@@ -164,10 +169,15 @@ def repeated(data, m):
 def check_noise(theta, support, query, noise, steps, sigma):
     """(θ as leaves, noise) once all shapes are right."""
     theta, tasks = check(theta, support, query), count_tasks(query)
-    if not sigma > 0 or steps < 0:
-        raise ValueError(f"sigma must be positive and steps 0 or more, got sigma={sigma}, steps={steps}")
-    outer, inner = noise
-    shapes, n, k = [t.shape for t in theta], outer[0].shape[1:2], inner[0].shape[2:3]
+    finite(positive=True, sigma=sigma)
+    whole(steps=steps)
+    if not isinstance(noise, (list, tuple)) or len(noise) != 2:
+        raise TypeError(f"noise is (outer, inner), as draw_es_noise makes it, got {describe(noise)}")
+    noise = outer, inner = [[Tensor(h) for h in items("noise", part)] for part in noise]
+    shapes, n, k = (
+        [t.shape for t in theta],
+        *[part[0].shape[i : i + 1] if part else () for i, part in enumerate(noise, 1)],
+    )
     found = [[h.shape for h in part] for part in noise]
     if found != [[(tasks, *n, *s) for s in shapes], [(tasks, steps, *k, *s) for s in shapes]] or 0 in n + k:
         raise ValueError(

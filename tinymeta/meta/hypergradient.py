@@ -12,10 +12,11 @@ mixed term is one more product, the derivative of ⟨∂L_T/∂w, v⟩ with resp
 With L_T = L_s(w) + c/2 ‖w − λ‖² the mixed term is −c v, and dF/dλ is iMAML's meta-gradient.
 """
 
+from ..arguments import function, whole
 from ..ops import mean, sum
-from ..solvers import cg
+from ..solvers import cg, parameters, solution_of
 from ..tensor import grad, stop_gradient, vjp
-from .adapt import leaves, parameters, task_losses
+from .adapt import leaves, task_losses
 from .imaml import warn_of_negative_curvature, warn_of_numbers, warn_of_unsolved
 
 
@@ -31,12 +32,14 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     which are at no minimum, and whose v is as far as CG got, and another one says when most systems are left unsolved,
     as in `implicit_gradient`.
     """
+    function(train_loss=train_loss, val_loss=val_loss)
+    whole(steps=steps)
     w, hyper = stop_gradient(parameters("w", w)), leaves("hyper", hyper)
     val_losses = task_losses(val_loss, w, hyper)
     bars = grad(sum(val_losses), [*w, *hyper])
     w_bar, direct = bars[: len(w)], bars[len(w) :]
     g = grad(sum(task_losses(train_loss, w, hyper)), w, create_graph=True)  # one graph, walked by every product
-    solution = linear_solver(lambda v: vjp(g, w, v), w_bar, steps=steps)
+    solution = solution_of(linear_solver, lambda v: vjp(g, w, v), w_bar, steps=steps)
     mixed = vjp(g, hyper, solution.x)
     if not report:
         consequence = "w is no minimum of the training loss there"

@@ -21,10 +21,11 @@ import warnings
 
 import numpy as np
 
+from ..arguments import finite, items, whole
 from ..ops import mean, sum, where
-from ..solvers import cg, dot, per_task, sgd
+from ..solvers import cg, dot, parameters, per_task, sgd, solution_of
 from ..tensor import Tensor, grad, stop_gradient, vjp
-from .adapt import adapt, check, count_tasks, parameters, task_losses
+from .adapt import adapt, check, count_tasks, task_losses
 
 
 def imaml(
@@ -68,12 +69,14 @@ def imaml(
 
 def proximal(loss, theta, lam):
     """G: (phi, data) ↦ loss(phi, data) + Σ_i λ_i/2 ‖φ_i − θ_i‖², a loss that `adapt` takes. lam: as for `imaml`."""
-    theta = list(theta)
+    theta = parameters("theta", theta)
     lams = per_parameter(lam, theta)
 
     def g(phi, data):
         total = task_losses(loss, phi, data)
-        for p, t, lam_i in zip(phi, theta, lams, strict=True):
+        if len(phi) != len(theta):
+            raise ValueError(f"proximal: phi has {len(phi)} parameters, theta {len(theta)}")
+        for p, t, lam_i in zip(phi, theta, lams):
             away = p - t
             total = total + lam_i / 2 * dot([away], [away])
         return total
@@ -86,9 +89,8 @@ def per_parameter(lam, params):
     lams = list(lam) if isinstance(lam, (list, tuple)) else [lam] * len(params)
     if len(lams) != len(params):
         raise ValueError(f"lam has {len(lams)} entries for {len(params)} parameters: give one for each, or a number")
-    for value in (lam_i.data if isinstance(lam_i, Tensor) else lam_i for lam_i in lams):
-        if np.shape(value) or not value > 0:
-            raise ValueError(f"lam must be positive, a number for each parameter, got {value}: it weighs the pull to θ")
+    for lam_i in lams:
+        finite(positive=True, lam=lam_i)
     return lams
 
 
@@ -109,9 +111,9 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     A third counts the tasks whose gradients or products are not finite. A compiled function warns at its first call
     at most: there, take the report.
     """
-    if not damping >= 0:
-        raise ValueError(f"damping must be 0 or more, got {damping}")
-    phi = stop_gradient(parameters("phi", phi if isinstance(phi, Tensor) else map(Tensor, phi)))
+    finite(0, damping=damping)
+    whole(cg_steps=cg_steps)
+    phi = stop_gradient(parameters("phi", [Tensor(p) for p in items("phi", phi)]))
     count_tasks(support, query, phi)
     roots = [(lam_i + damping) ** 0.5 for lam_i in per_parameter(lam, phi)]
     query_losses = task_losses(loss, phi, query)
@@ -123,7 +125,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
         return [v_i + hv_i / root for v_i, hv_i, root in zip(v, products, roots)]
 
     scaled = [b_i / root for b_i, root in zip(b, roots)]
-    solution = linear_solver(matvec, scaled, steps=cg_steps, x0=scaled)
+    solution = solution_of(linear_solver, matvec, scaled, steps=cg_steps, x0=scaled)
     negative = solution.negative_curvature
     x = [where(per_task(negative, b_i), b_i, y_i * root) for b_i, y_i, root in zip(b, solution.x, roots)]
     solution = stop_gradient(solution._replace(x=x))

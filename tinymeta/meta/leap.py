@@ -21,8 +21,9 @@ segment come from different minibatches, where here both are of the batch that m
 more; and it leaves out the factor p, which matters for the energy alone.
 """
 
+from ..arguments import whole
 from ..ops import abs, greater, mean, sqrt, sum, where
-from ..solvers import check_steps, dot, per_task, sgd
+from ..solvers import check_steps, dot, per_task, sgd, update
 from ..tensor import grad, stop_gradient
 from .adapt import check, inner_problem, task_losses
 
@@ -36,17 +37,18 @@ def leap(
     has nothing to do. batch, rule: see `adapt`; another rule changes the θ_i and nothing else in the equation.
     A segment of length 0 adds nothing. Raises ValueError for another p, or steps < 0.
     """
-    if p not in (1, 2):
+    whole(1, p=p)
+    if p > 2:
         raise ValueError(f"p must be 1, the length of the way, or 2, its energy; got {p}")
     check_steps(steps)
     theta = check(theta, support, query)
-    objective, phi = inner_problem(loss, theta, support, batch)
+    objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
     phi, state = stop_gradient(phi), None
     meta_grad = [t * 0 for t in theta]
     for k in range(steps):
         f = objective(phi, k)
         g = grad(sum(f), phi)
-        ahead, state = stop_gradient(rule(phi, g, state, lr=alpha))
+        ahead, state = stop_gradient(update(rule, phi, g, state, alpha))
         way = [b - a for a, b in zip(phi, ahead)]
         square = dot(way, way)
         if loss_coordinate:

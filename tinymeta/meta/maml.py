@@ -17,6 +17,7 @@ K − R, as if θ_{K−R} were θ plus a constant. R = K is MAML, R = 0 first-or
 all eigenvalues of I − α H between −1 and 1, what is left out shrinks geometrically with R.
 """
 
+from ..arguments import whole
 from ..ops import mean, sum
 from ..solvers import check_steps, sgd
 from ..tensor import grad, stop_gradient
@@ -50,7 +51,8 @@ def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, ru
     Raises ValueError unless 0 ≤ last ≤ steps. batch's steps and the rule's state go on across the cut.
     """
     check_steps(steps)
-    if last not in range(steps + 1):
+    whole(last=last)
+    if last > steps:
         raise ValueError(f"last is the number of inner steps to go back through, 0 to steps={steps}, got {last}")
     theta, cut = check(theta, support, query), steps - last
     options = {"alpha": alpha, "steps": steps, "batch": batch, "rule": rule}

@@ -12,10 +12,11 @@ outer loop's.
 
 import numpy as np
 
+from ..arguments import FLOATS, describe, finite, type_of, whole
 from ..ops import mean, stack, sum
-from ..solvers import sgd
-from ..tensor import Tensor, describe, grad, stop_gradient
-from .adapt import check, parameters, task_losses, trajectory
+from ..solvers import alongside, parameters, sgd
+from ..tensor import Tensor, grad, stop_gradient
+from .adapt import check, task_losses, trajectory
 from .meta_sgd import require_shapes, split
 
 
@@ -29,8 +30,7 @@ def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=F
     Raises ValueError for fewer than 1 step, and where step sizes or weights aren't of shape (steps,).
     """
     w, a = split(check(theta, support, query))
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}: the losses after the steps are what is learned from")
+    whole(1, steps=steps)
     require_shapes(a, [(steps,)] * len(w))
     weights = Tensor(weights)
     if weights.shape != (steps,) or weights.dtype != w[0].dtype:
@@ -47,15 +47,19 @@ def maml_plus_plus(loss, theta, support, query, *, steps, weights, first_order=F
 
 def per_step(params, grads, step=None, *, lr):
     """p ← p − a_j g in step j, for a list lr of step sizes a, each (steps,): an update rule for `adapt`."""
-    step = step or 0
+    step = 0 if step is None else step
+    whole(step=step)
+    _, lr = alongside(params, lr=lr)
     if step >= min(len(a) for a in lr):
         raise ValueError(f"there are step sizes for {len(lr[0])} steps, and none for step {step}")
-    return sgd(params, grads, lr=[a[step] for a in lr])[0], step + 1
+    return sgd(params, grads, lr=[a[step] for a in lr])[0], int(step) + 1
 
 
 def init_lslr(weights, alpha, steps):
     """θ = [*weights, *step sizes (steps,)], where all step sizes start at alpha (0.1 in the published code)."""
     weights = parameters("weights", weights)
+    finite(alpha=alpha)
+    whole(1, steps=steps)
     return weights + [Tensor(np.full(steps, alpha, w.dtype)) for w in weights]
 
 
@@ -65,9 +69,9 @@ def multi_step_weights(steps, epoch, *, epochs=10, dtype=np.float32):
     All start at 1/steps. All but the last fall in proportion to 1 − epoch/epochs, down to 0.03/steps, which the last
     makes up for; from `epochs` on only the last counts.
     """
-    if steps < 1 or epoch < 0:
-        raise ValueError(f"there are weights for 1 or more steps, from epoch 0 on, got steps={steps}, epoch={epoch}")
+    whole(1, steps=steps, epochs=epochs)
+    whole(epoch=epoch)
     others = max(1 - epoch / epochs, 0.03) / steps if epoch < epochs else 0.0
-    weights = np.full(steps, others, dtype)
+    weights = np.full(steps, others, type_of(dtype, FLOATS))
     weights[-1] = 1 - (steps - 1) * others
     return weights

@@ -14,10 +14,11 @@ chain of the updates is kept, without the graphs of their gradients.
 
 import numpy as np
 
+from ..arguments import finite
 from ..ops import mean
-from ..solvers import sgd
+from ..solvers import parameters, sgd
 from ..tensor import Tensor, grad, stop_gradient
-from .adapt import check, parameters, task_losses, trajectory
+from .adapt import check, task_losses, trajectory
 
 
 def meta_sgd(loss, theta, support, query, *, steps, first_order=False, batch=None, rule=sgd):
@@ -38,11 +39,13 @@ def meta_sgd(loss, theta, support, query, *, steps, first_order=False, batch=Non
 def init_meta_sgd(weights, alpha):
     """θ = [*weights, *step sizes], where all step sizes start at alpha."""
     weights = parameters("weights", weights)
+    finite(alpha=alpha)
     return weights + [Tensor(np.full(w.shape, alpha, w.dtype)) for w in weights]
 
 
 def split(theta):
     """θ = [*w, *a] as (w, a): the weights, and the step sizes that are learned with them."""
+    theta = parameters("theta", theta)
     if len(theta) % 2:
         raise ValueError(f"theta has {len(theta)} parameters: it is [*weights, *step sizes], one step size each")
     return theta[: len(theta) // 2], theta[len(theta) // 2 :]

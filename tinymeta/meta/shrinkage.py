@@ -17,8 +17,9 @@ So one solve serves both. Chen et al. approximate x by ∇L_q(φ*), which is cg_
 of G, λ (θ − φ*), where here it follows F too. One module of all parameters is iMAML with a learned λ.
 """
 
+from ..arguments import describe, whole
 from ..ops import exp, mean
-from ..solvers import cg, dot, sgd
+from ..solvers import cg, dot, parameters, sgd
 from ..tensor import stop_gradient
 from .adapt import adapt, check
 from .imaml import implicit_gradient, proximal, warn_of_negative_curvature, warn_of_unsolved
@@ -53,6 +54,15 @@ def shrinkage(
 
 def precisions(theta, modules):
     """(weights, λ = 1/σ² of each weight's module), of θ = [*weights, *log σ²]: also what `proximal` takes at test."""
+    theta = parameters("theta", theta)
+    if not isinstance(modules, (list, tuple)) or not all(
+        isinstance(module, (list, tuple, range)) for module in modules
+    ):
+        raise TypeError(
+            f"modules is a list of lists of indices of weights, e.g. [[0, 1], [2]], got {describe(modules)}"
+        )
+    for i in (i for module in modules for i in module):
+        whole(**{"an index in modules": i})
     count = len(theta) - len(modules)
     weights, log_sigma2 = list(theta[:count]), theta[count:]
     if sorted(i for module in modules for i in module) != list(range(count)):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import FLOATS, describe, generator, type_of, whole
+
 SIDE = 28  # pixels
 CANVAS = 105  # the side of Omniglot's originals, and of the glyphs before they are shrunk
 DRAWERS = 20
@@ -40,6 +42,8 @@ def split(characters, seed):
 
     Another number of characters is divided in the same proportions. Depends on the seed and that number alone.
     """
+    whole(seed=seed)
+    require_characters(characters)
     n = len(characters.images)
     bounds = np.rint(np.cumsum(ROLES)[:2] / ROLES.sum() * n).astype(int)
     parts = np.split(np.random.default_rng(seed).permutation(n), bounds)
@@ -58,6 +62,7 @@ def with_rotations(characters):
 
     Splits come first and rotations second, so that no rotation of a training character is ever tested.
     """
+    require_characters(characters)
     if any("@" in name for name in characters.names):
         raise ValueError(f"these {characters.name} characters are rotated already: rotate a split once")
     images = [np.rot90(characters.images, k, axes=(2, 3)) for k in range(4)]
@@ -72,6 +77,8 @@ def draw_episodes(rng, characters, tasks, ways, shots, queries, dtype=np.float32
     query likewise. The classes of a task are distinct, the drawings of each are chosen independently, and no drawing
     is in both sets. rng is a np.random.Generator.
     """
+    generator(rng)
+    dtype = type_of(dtype, FLOATS)
     check_sizes(characters, tasks, ways, shots, queries)
     which, drawings = choose(rng, characters, tasks, ways, shots, queries)
     return gather(characters, which, drawings, shots, dtype)
@@ -79,6 +86,8 @@ def draw_episodes(rng, characters, tasks, ways, shots, queries, dtype=np.float32
 
 def test_episodes(seed, characters, start, stop, ways, shots, queries, dtype=np.float32):
     """(support, query) of test tasks start, .., stop−1: task i depends on (seed, i) alone, whatever the batches."""
+    whole(seed=seed, start=start, stop=stop)
+    dtype = type_of(dtype, FLOATS)
     check_sizes(characters, stop - start, ways, shots, queries)
     rngs = (np.random.default_rng([seed, i]) for i in range(start, stop))
     chosen = [choose(rng, characters, 1, ways, shots, queries) for rng in rngs]
@@ -121,9 +130,9 @@ def gather(characters, which, drawings, shots, dtype):
 
 
 def check_sizes(characters, tasks, ways, shots, queries):
+    whole(1, tasks=tasks, ways=ways, shots=shots, queries=queries)
+    require_characters(characters)
     classes, drawers = characters.images.shape[:2]
-    if min(tasks, ways, shots, queries) < 1:
-        raise ValueError(f"{tasks} tasks, {ways} ways, {shots} shots and {queries} queries: each must be at least 1")
     if ways > classes:
         raise ValueError(f"{ways} ways, but these {characters.name} characters are only {classes}: lower ways")
     if shots + queries > drawers:
@@ -131,6 +140,16 @@ def check_sizes(characters, tasks, ways, shots, queries):
             f"{shots} shots + {queries} queries = {shots + queries} drawings of a character, but there are {drawers}"
             " and none may be in both sets: lower one of them"
         )
+
+
+def require_characters(characters):
+    if not isinstance(characters, Characters):
+        raise TypeError(f"characters must be Characters, e.g. of tm.tasks.glyphs.load(), got {describe(characters)}")
+    images, names = characters.images, characters.names
+    arrays = isinstance(images, np.ndarray) and isinstance(names, np.ndarray) and names.dtype.kind == "U"
+    if not arrays or images.dtype.kind not in "ui" or images.ndim != 4 or names.shape != images.shape[:1]:
+        came = f"{describe(images)} and {describe(names)}"
+        raise ValueError(f"Characters hold images of integers (characters, 20, 28, 28) and as many names, got {came}")
 
 
 def shrink(ink):

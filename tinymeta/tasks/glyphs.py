@@ -12,6 +12,7 @@ example in 45% of the cases here, and in 44% there.
 
 import numpy as np
 
+from ..arguments import whole
 from .episodes import CANVAS, DRAWERS, Characters, shrink
 
 ALPHABET = 24  # characters
@@ -26,8 +27,8 @@ JITTER = np.array([0.07, 0.18, 0.18, 0.05, 0.05, 0.0, 0.0, 0.15])  # from one dr
 
 def load(seed=0, characters=480):
     """Characters named "glyphs", in the shapes and type of Omniglot's. Alphabet i depends on (seed, i) alone."""
-    if characters < 1:
-        raise ValueError(f"{characters} characters: at least 1, please, and 17 to split them")
+    whole(seed=seed)
+    whole(1, characters=characters)
     alphabets = range(-(-characters // ALPHABET))
     images = np.concatenate([draw_alphabet(np.random.default_rng([seed, i])) for i in alphabets])
     names = [f"glyphs{i + 1:02}/character{k + 1:02}" for i in alphabets for k in range(ALPHABET)]
