@@ -1,1 +1,1 @@
-"""Two lessons that run: `explain` takes a meta-gradient apart, `first_order` shows where its second order comes from."""
+"""Lessons that run: `explain` takes a meta-gradient apart, `first_order` shows what makes it second order."""
