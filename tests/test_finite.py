@@ -160,6 +160,15 @@ def test_the_gradient_before_the_update():
     assert said.startswith("the gradient of rooted on the query of task 1 after inner step 0 is inf in parameter 1")
 
 
+def test_the_first_task_comes_before_the_first_parameter():
+    def rooted(phi, data):
+        return sum(tm.sum(tm.sqrt(p - a), axis=1) for p, a in zip(phi, data))
+
+    support, query = curvatures([0, 0, 0, 0.5], [0, 0.5, 0, 0.5]), curvatures([0, 0, 0, 0], [0, 0, 0, 0])
+    said = stopped(rooted, single(0.5, 0.5), support, query, alpha=0.1, steps=1)
+    assert said.startswith("the gradient of rooted on the support of task 1 at inner step 0 is inf in parameter 1 ")
+
+
 def test_an_update_rule_that_divides_by_zero():
     data = curvatures([1, 1, 1, 1], [1, 1, 0, 1])  # a gradient of 0 in task 2
     said = stopped(curved, single(1, 1), data, data, alpha=0.1, steps=2, rule=partial(ADAM, eps=0.0))
@@ -183,19 +192,18 @@ def test_a_second_derivative_that_is_not_finite_where_all_else_is():
     query = np.full((4, 1), -1.0, np.float32)
     options = {"alpha": 0.1, "steps": 3}
     said = stopped(bent, single(1, 0.5), support, query, **options)
-    assert (
-        said
-        == (
-            "the second derivative H v of bent on the support of task 2 at inner step 0 is inf in parameter 1 of shape (1,),"
-            " though losses and gradients are finite: an op has no derivative there, as sqrt at 0: guard it by tm.where,"
-            " inside too"
-        ).replace("is inf", "is -inf")
-        or "is inf" in said
-    )
+    assert re.fullmatch(
+        r"the second derivative H v of bent on the support of task 2 at inner step 0 is -?(inf|nan) in parameter 1 of"
+        r" shape \(1,\), though losses and gradients are finite: an op has no derivative there, as sqrt at 0: .*", said
+    )  # fmt: skip
     assert stopped(bent, single(1, 0.5), support, query, algorithm=tm.meta.fomaml, **options) is None
-    later = support - np.array([[0], [0], [0], [-0.1]], np.float32)  # task 3 is there after its first step of 0.1
-    said = stopped(lambda phi, data: bent(phi, data), single(1, 0.5), later[3:] * 0 + 0.5, query[3:], **options)
-    assert "of task 0 at inner step 0" in said
+
+
+def test_backward_the_last_step_comes_first():
+    resting = lambda phi, data: tm.sum((phi[0] - data) ** 1.5, axis=1)  # task 1 has a gradient of 0, and stays
+    support, query = np.array([[0.0], [0.5]], np.float32), np.full((2, 1), -1.0, np.float32)
+    said = stopped(resting, single(0.5), support, query, alpha=0.1, steps=3)
+    assert "of task 1 at inner step 2 is" in said
 
 
 def test_the_hessian_of_the_implicit_gradient():
@@ -299,3 +307,14 @@ def test_a_population_has_several_rows_for_every_task():
     for algorithm in (tm.meta.es_maml, tm.meta.first_order_es_maml):
         said = stopped(half, theta, data, data, algorithm, **options)
         assert said.startswith("half on the support of task 1 is nan at inner step 0, though φ is finite: the loss has")
+
+
+def test_what_evolution_strategies_do_not_differentiate_is_not_blamed():
+    """√x² has no derivative at θ = 0, where the inner step asks for the loss; their sum overflows elsewhere."""
+    steep = lambda phi, data: 3e38 * tm.mean(tm.sqrt((phi[0] - data) ** 2), axis=1)
+    theta, support, query = single(0.0), np.zeros((2, 1), np.float32), np.ones((2, 1), np.float32)
+    noise = tm.meta.draw_es_noise(np.random.default_rng(0), theta, 2, steps=1, perturbations=4, queries=3)
+    noise = noise[0], [np.zeros_like(h) for h in noise[1]]
+    options = {"alpha": 0.0, "steps": 1, "sigma": 1e-3, "noise": noise}
+    said = stopped(steep, theta, support, query, tm.meta.first_order_es_maml, **options)
+    assert said.startswith("the meta-gradient is ") and "in parameter 0 of shape (1,)" in said
