@@ -54,7 +54,7 @@ def require_writable(*files):
 
 
 def command(main):
-    """Run a benchmark: a full disk or memory, and a reader that has seen enough (`head`), end it without a traceback."""
+    """Run a benchmark; a full disk or memory, or a reader that has seen enough (`head`), end it without a traceback."""
     try:
         try:
             main()
