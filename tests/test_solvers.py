@@ -194,7 +194,7 @@ def test_clipping_is_finite_at_a_zero_gradient(dtype):
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, np.nan, np.inf])
 def test_a_norm_is_a_positive_number(norm):
-    with pytest.raises(ValueError, match="norm is the length to clip gradients to, a positive number, got"):
+    with pytest.raises(ValueError, match="norm must be positive and finite, got"):
         tm.solvers.clip([tm.Tensor(np.ones(2))], norm)
 
 
