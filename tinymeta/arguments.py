@@ -1,9 +1,10 @@
-"""What comes in: the types of arrays, and checks of the numbers, lists and functions that are given by name.
+"""What comes in: types, shapes, axes, numbers, lists and functions, and in which words they are refused.
 
-Arrays check themselves (`Tensor`), and so do shapes (the ops). A setting is checked once, where it comes in, and
-refused in one sentence with its name and what came: a TypeError for another kind of thing, a ValueError for a value.
+Arrays are checked by Tensor, and whether they fit together by the ops. A setting is checked where it comes in, by its
+name, and refused in one sentence with what came: a TypeError for another kind of thing, a ValueError for its value.
 """
 
+import operator
 import sys
 
 import numpy as np
@@ -27,8 +28,8 @@ def describe(x):
 
 def refusal(op, inputs, error):
     """The error that a kernel has raised, with the op's name and what it was called on."""
-    kind = next(kind for kind in (TypeError, IndexError, ValueError, Exception) if isinstance(error, kind))
-    return (ValueError if kind is Exception else kind)(f"{op} of {', '.join(map(describe, inputs))}: {error}")
+    kind = next((kind for kind in (TypeError, IndexError) if isinstance(error, kind)), ValueError)
+    return kind(f"{op} of {', '.join(map(describe, inputs))}: {error}")
 
 
 def items(name, xs, remedy=None):
@@ -48,6 +49,39 @@ def type_of(dtype, known=FLOATS + DATA):
         also = ", integers or booleans" if known != FLOATS else ""
         raise TypeError(f"dtype must be float32, float64{also}, got {describe(dtype)}")
     return found
+
+
+def shape_of(*shape):
+    """A shape, or axes, given as a tuple or list, or as numbers."""
+    shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+    try:
+        return tuple(map(operator.index, shape))
+    except TypeError:
+        came = shape if isinstance(shape, (tuple, list)) else describe(shape)
+        raise TypeError(f"a shape and axes are whole numbers, got {came}") from None
+
+
+def axes_of(axis, x):
+    """An axis argument (None, a number, several; negative from the end) as a sorted tuple."""
+    if axis is None:
+        return tuple(range(x.ndim))
+    if type(axis) is int and -x.ndim <= axis < x.ndim:
+        return (axis % x.ndim,)
+    given = shape_of(axis)
+    axes = {a + x.ndim if a < 0 else a for a in given}
+    if len(axes) < len(given) or any(not 0 <= a < x.ndim for a in axes):
+        raise ValueError(
+            f"axis {axis} of shape {x.shape}: it has {x.ndim} axes, counted from 0 or, backward, from -1,"
+            " and each may be named once"
+        )
+    return tuple(sorted(axes))
+
+
+def axis_of(axis, x):
+    axes = axes_of(axis, x)
+    if len(axes) != 1:
+        raise ValueError(f"axis {axis} of shape {x.shape}: one axis is needed here")
+    return axes[0]
 
 
 def whole(least=0, **numbers):

@@ -21,7 +21,7 @@ def jvp(f, xs, tangents):
         raise TypeError(f"jvp: f returns one Tensor, got {describe(y)}")
     u = Tensor(np.zeros_like(y.data))
     g = vjp(y, xs, u, create_graph=True)
-    return y, vjp(g, [u], like(xs, tangents), create_graph=True)[0]
+    return y, vjp(g, [u], like(xs, "tangents", tangents), create_graph=True)[0]
 
 
 def hvp(f, xs, vs, *, create_graph=False):
@@ -31,7 +31,7 @@ def hvp(f, xs, vs, *, create_graph=False):
     """
     y, xs = value(f, xs)
     g = grad(y, xs, create_graph=True)
-    return vjp(g, xs, like(xs, vs), create_graph=create_graph)
+    return vjp(g, xs, like(xs, "vs", vs), create_graph=create_graph)
 
 
 def value(f, xs):
@@ -40,11 +40,13 @@ def value(f, xs):
     return f(*xs), xs
 
 
-def like(xs, vs):
-    vs = items("the directions", vs)
+def like(xs, name, vs):
+    vs = items(name, vs)
     shapes = [Tensor(v).shape for v in vs]
     if shapes != [x.shape for x in xs]:
-        raise ValueError(f"one direction for each x, of its shape: x are {[x.shape for x in xs]}, directions {shapes}")
+        raise ValueError(
+            f"{name} must be one direction for each x, of its shape: x are {[x.shape for x in xs]}, {name} {shapes}"
+        )
     return vs
 
 

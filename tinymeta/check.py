@@ -73,10 +73,11 @@ def check_grads(f, xs, *, order=2, tol=1e-6, seed=0):
 
 def outputs(f, xs):
     ys = f(*xs)
-    ys = [ys] if isinstance(ys, Tensor) else items("what f returns", ys)
-    if not all(isinstance(y, Tensor) for y in ys):
-        raise TypeError(f"check_grads: f returns a Tensor or a list of them, got {', '.join(map(describe, ys))}")
-    return ys
+    ys = [ys] if isinstance(ys, Tensor) else ys
+    if not isinstance(ys, (list, tuple)) or not all(isinstance(y, Tensor) for y in ys):
+        came = map(describe, ys if isinstance(ys, (list, tuple)) else [ys])
+        raise TypeError(f"check_grads: f returns a Tensor or a list of them, got {', '.join(came)}")
+    return list(ys)
 
 
 def pulled_back(f, n):

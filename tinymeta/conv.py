@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 
 from . import kernels, ops
-from .arguments import whole
-from .ops import matmul, mean, reshape, shape_of
+from .arguments import shape_of, whole
+from .ops import matmul, mean, reshape
 from .tensor import Tensor, apply
 
 

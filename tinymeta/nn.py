@@ -7,9 +7,9 @@ broadcast without complaint, and wrongly, when there are as many tasks as exampl
 
 import numpy as np
 
-from .arguments import FLOATS, describe, finite, function, generator, items, type_of, whole
+from .arguments import FLOATS, describe, finite, function, generator, items, shape_of, type_of, whole
 from .conv import conv2d, global_average, max_pool
-from .ops import astype, equal, log_softmax, matmul, mean, power, relu, reshape, shape_of, sum, where
+from .ops import astype, equal, log_softmax, matmul, mean, power, relu, reshape, sum, where
 from .tensor import Tensor
 
 

@@ -9,13 +9,12 @@ open: relu'(0) = abs'(0) = 0, and tied winners of max share the gradient equally
 """
 
 import math
-import operator
 from functools import partial
 
 import numpy as np
 
 from . import kernels
-from .arguments import FLOATS, NUMBERS, describe, items, refusal, type_of
+from .arguments import FLOATS, NUMBERS, axes_of, axis_of, describe, items, refusal, shape_of, type_of
 from .tensor import Tensor, apply, make, stopped
 
 
@@ -45,22 +44,16 @@ def alike(op, x, y):
         if len(floats) > 1:
             raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
         numbers = [int if isinstance(x, (int, np.integer)) else float for x in xs if type(x) is not Tensor]
-        integers = dtypes and float not in numbers
+        whole = dtypes and not floats and float not in numbers
         dtypes = floats or {np.result_type(*dtypes, *(numbers if dtypes else [float]))}
-        if integers and not floats and not dtypes.isdisjoint(FLOATS):
-            raise TypeError(f"{op} of uint64 and integers with a sign: no type holds both; convert one, x.astype(int)")
+        if whole and not dtypes.isdisjoint(FLOATS):
+            raise TypeError(f"{op} of uint64 and integers with a sign, which no type holds: use x.astype(np.int64)")
+        xs = [int(x) if isinstance(x, np.integer) else x for x in xs]  # NumPy would wrap its own around
     dtype = dtypes.pop()
-    return [astype(x, dtype) if type(x) is Tensor else constant(op, x, dtype) for x in xs]
-
-def constant(op, x, dtype):
     try:
-        array = np.asarray(x, dtype)
-        fits = dtype in FLOATS or int(array) == x
+        return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in xs]
     except OverflowError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{op}: {describe(x)} is too large for {dtype}")
-    return make(array, number, (), ())
+        raise ValueError(f"{op} of {' and '.join(map(describe, xs))}: the number is too large for {dtype}") from None
 
 def number():
     """Stands as the kernel of a number that was written into a formula."""
@@ -253,7 +246,7 @@ def sum(x, axis=None, keepdims=False):
     axes = axes_of(axis, x)
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     pullback = lambda y, y_bar: broadcast_to(reshape(y_bar, kept), x.shape)
-    return apply(partial(kernels.sum, axis=axes, keepdims=keepdims), x, pullbacks=(pullback,))
+    return apply(partial(kernels.sum, axis=axes, keepdims=bool(keepdims)), x, pullbacks=(pullback,))
 
 def mean(x, axis=None, keepdims=False):
     """y = Σ x / n"""
@@ -306,8 +299,8 @@ def swapaxes(x, axis1, axis2):
 
 def astype(x, dtype):
     """y = x in another type        x̄ = ȳ in x's type, if both are floats"""
-    x, dtype = Tensor(x), type_of(dtype)
-    if x.data.dtype == dtype:
+    x = Tensor(x)
+    if x.data.dtype is dtype or x.data.dtype == (dtype := type_of(dtype)):
         return x
     linear = x.dtype in FLOATS and dtype in FLOATS
     pullbacks = (lambda y, y_bar: astype(y_bar, x.dtype),) if linear else ()
@@ -490,16 +483,7 @@ def softmax(x, axis=-1):
     """y = eˣ / Σ eˣ"""
     return exp(log_softmax(x, axis))
 
-# ---- shapes and axes -------------------------------------------------------------------------------------------------
-
-def shape_of(*shape):
-    """A shape, or axes, given as a tuple or list, or as numbers."""
-    shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
-    try:
-        return tuple(map(operator.index, shape))
-    except TypeError:
-        came = shape if isinstance(shape, (tuple, list)) else describe(shape)
-        raise TypeError(f"a shape and axes are whole numbers, got {came}") from None
+# ---- shapes -------------------------------------------------------------------------------------------------
 
 def broadcasts(shape, to):
     if len(shape) > len(to):
@@ -521,27 +505,6 @@ def broadcast_shape(op, *shapes):
             f"{op} of shapes {' and '.join(map(str, filter(None, shapes)))}: counted from the last axis,"
             " sizes must be equal or 1; insert an axis with x[:, None] or reshape"
         ) from None
-
-def axes_of(axis, x):
-    """An axis argument (None, a number, several; negative from the end) as a sorted tuple."""
-    if axis is None:
-        return tuple(range(x.ndim))
-    if type(axis) is int and -x.ndim <= axis < x.ndim:
-        return (axis % x.ndim,)
-    given = shape_of(axis)
-    axes = {a + x.ndim if a < 0 else a for a in given}
-    if len(axes) < len(given) or any(not 0 <= a < x.ndim for a in axes):
-        raise ValueError(
-            f"axis {axis} of shape {x.shape}: it has {x.ndim} axes, counted from 0 or, backward, from -1,"
-            " and each may be named once"
-        )
-    return tuple(sorted(axes))
-
-def axis_of(axis, x):
-    axes = axes_of(axis, x)
-    if len(axes) != 1:
-        raise ValueError(f"axis {axis} of shape {x.shape}: one axis is needed here")
-    return axes[0]
 
 # ---- operators and methods of Tensor ---------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     if state is None:
         t, m, v = Tensor(np.zeros((), params[0].dtype)), [0.0] * len(grads), [0.0] * len(grads)
     elif isinstance(state, (list, tuple)) and len(state) == 3:
-        t, (_, m, v) = Tensor(state[0]), alongside(params, m=state[1], v=state[2])
+        t, (_, m, v) = Tensor(state[0]), alongside(params, **{"state's m": state[1], "state's v": state[2]})
     else:
         raise TypeError(f"state is what adam has returned, (t, m, v), or None at the first step; got {describe(state)}")
     t = t + 1
@@ -108,9 +108,12 @@ def step(params, lr, directions):
     """p − η d for each, which must not change a shape: a bias minus a wider d would grow by broadcasting."""
     lrs = step_sizes("lr", lr, len(params))
     moved = [p - lr * d for p, lr, d in zip(params, lrs, directions)]
-    for i, (p, d, new) in enumerate(zip(params, directions, moved)):
+    for i, (p, d, lr, new) in enumerate(zip(params, directions, lrs, moved)):
         if not p.shape == d.shape == new.shape:
-            raise ValueError(f"parameter {i} of shape {p.shape} would become {new.shape}: gradient, state, lr must fit")
+            raise ValueError(
+                f"parameter {i} of shape {p.shape} would become {new.shape} by {describe(lr)}, times {describe(d)}:"
+                " gradient, state, lr must fit"
+            )
     return moved
 
 
@@ -123,7 +126,7 @@ def parameters(name, xs):
     if not xs:
         raise ValueError(f"{name} is empty: it is a list of one or more Tensors")
     for i, x in enumerate(xs):
-        if not isinstance(x, Tensor) or x.dtype not in FLOATS:
+        if not isinstance(x, Tensor) or x.data.dtype not in FLOATS:
             raise TypeError(f"{name}[{i}] is {describe(x)}: parameters are Tensors of floats, e.g. tm.Tensor(array)")
     return xs
 
@@ -154,9 +157,9 @@ def step_sizes(name, sizes, count):
     if given is sizes and len(sizes) != count:
         raise ValueError(f"{count} parameters but {len(sizes)} step sizes in {name}: give one for each, or a number")
     for size in given:
-        if not isinstance(size, Tensor) and not np.shape(size):
+        if not isinstance(size, (Tensor, np.ndarray)) or type(size) is np.ndarray and not size.shape:
             finite(**{name: size})
-        elif Tensor(size).dtype not in FLOATS:
+        elif size.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be a number or a Tensor of floats, got {describe(size)}")
     return sizes if given is sizes else given * count
 

@@ -47,7 +47,7 @@ class Tensor:
         try:
             data = np.asarray(array)
         except ValueError as error:
-            raise ValueError(f"a Tensor holds an array, and this is {describe(array)}: {error}") from error
+            raise ValueError(f"a Tensor holds an array, and this is {describe(array)} with rows that differ") from error
         if data.dtype not in FLOATS and data.dtype not in DATA:
             came = describe(array) if data.dtype == object else f"{data.dtype} (shape {data.shape})"
             raise TypeError(

@@ -67,9 +67,10 @@ def of_step(support, batch, step):
         return support
     function(batch=batch)
     data, tasks = batch(support, step), count_tasks(support)
-    if count_tasks(data) != tasks:
+    found = count_tasks(data, of="a batch")
+    if found != tasks:
         raise ValueError(
-            f"batch(support, {step}) has {count_tasks(data)} tasks, support {tasks}: the first axis is the tasks',"
+            f"batch(support, {step}) has {found} tasks, support {tasks}: the first axis is the tasks',"
             " a minibatch is taken from the next, e.g. a[:, step]"
         )
     return data
@@ -80,9 +81,13 @@ def check(theta, support, query):
 
     A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
     """
-    if not count_tasks(support, query):
-        raise ValueError("support and query have no tasks: the first axis of their arrays has size 0")
+    require_tasks(support, query)
     return leaves("theta", theta)
+
+
+def require_tasks(*data, of="support and query"):
+    if not count_tasks(*data, of=of):
+        raise ValueError(f"{of} have no tasks: the first axis of their arrays has size 0")
 
 
 def leaves(name, xs):
@@ -98,13 +103,18 @@ def leaves(name, xs):
     return [x if first[x.serial] == i else stop_gradient(x) for i, x in enumerate(xs)]  # given twice, it is two
 
 
-def task_losses(loss, phi, data):
-    """loss(phi, data), which must be one number per task and depend on φ."""
+def task_losses(loss, phi, data, theta=()):
+    """loss(phi, data), which must be one number per task and depend on φ; but not on θ itself, where that is given."""
     losses = numbers(loss, phi, data)
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(
             f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the"
             " parameters that it is given, and tm ops all the way (no .data, .item or stop_gradient)?"
+        )
+    if theta and any(z is t for z in ancestors([losses], theta) for t in theta):
+        raise ValueError(
+            f"{name_of(loss)} depends on theta itself, beside the parameters that it is given, and first order would"
+            " leave that out: use tm.meta.maml, or a constant tm.stop_gradient(theta) in the loss"
         )
     return losses
 
@@ -125,7 +135,7 @@ def name_of(loss):
     return getattr(loss, "__name__", "the loss")
 
 
-def count_tasks(*data):
+def count_tasks(*data, of="support and query"):
     """The size of the first axis, which all arrays in nested data share."""
     arrays, todo = [], list(data)
     while todo:
@@ -139,5 +149,5 @@ def count_tasks(*data):
     sizes = {getattr(a, "shape", None) and a.shape[0] for a in arrays}
     if len(sizes) != 1 or sizes & {None, ()}:
         found = ", ".join(describe(a) for a in reversed(arrays)) or "nothing"
-        raise ValueError(f"all arrays of support and query must have the tasks as their first axis; found {found}")
+        raise ValueError(f"all arrays of {of} must have the tasks as their first axis; found {found}")
     return sizes.pop()

@@ -16,7 +16,7 @@ from ..arguments import function, whole
 from ..ops import mean, sum
 from ..solvers import cg, parameters, solution_of
 from ..tensor import grad, stop_gradient, vjp
-from .adapt import leaves, task_losses
+from .adapt import leaves, require_tasks, task_losses
 from .imaml import warn_of_negative_curvature, warn_of_numbers, warn_of_unsolved
 
 
@@ -35,6 +35,7 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     function(train_loss=train_loss, val_loss=val_loss)
     whole(steps=steps)
     w, hyper = stop_gradient(parameters("w", w)), leaves("hyper", hyper)
+    require_tasks(w, of="w")
     val_losses = task_losses(val_loss, w, hyper)
     bars = grad(sum(val_losses), [*w, *hyper])
     w_bar, direct = bars[: len(w)], bars[len(w) :]

@@ -25,7 +25,7 @@ from ..arguments import finite, items, whole
 from ..ops import mean, sum, where
 from ..solvers import cg, dot, parameters, per_task, sgd, solution_of
 from ..tensor import Tensor, grad, stop_gradient, vjp
-from .adapt import adapt, check, count_tasks, task_losses
+from .adapt import adapt, check, require_tasks, task_losses
 
 
 def imaml(
@@ -68,7 +68,10 @@ def imaml(
 
 
 def proximal(loss, theta, lam):
-    """G: (phi, data) ↦ loss(phi, data) + Σ_i λ_i/2 ‖φ_i − θ_i‖², a loss that `adapt` takes. lam: as for `imaml`."""
+    """G: (phi, data) ↦ loss(phi, data) + Σ_i λ_i/2 ‖φ_i − θ_i‖², a loss that `adapt` takes. lam: as for `imaml`.
+
+    G is a function of θ too, and differentiable in it: `maml` of G is right, first order refuses it.
+    """
     theta = parameters("theta", theta)
     lams = per_parameter(lam, theta)
 
@@ -114,7 +117,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     finite(0, damping=damping)
     whole(cg_steps=cg_steps)
     phi = stop_gradient(parameters("phi", [Tensor(p) for p in items("phi", phi)]))
-    count_tasks(support, query, phi)
+    require_tasks(support, query, phi, of="support, query and phi")
     roots = [(lam_i + damping) ** 0.5 for lam_i in per_parameter(lam, phi)]
     query_losses = task_losses(loss, phi, query)
     b = grad(sum(query_losses), phi)

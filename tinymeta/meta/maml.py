@@ -40,7 +40,7 @@ def fomaml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
     """(query loss, mean over tasks of ∇L_q(φ)). As `maml`, but the memory doesn't grow with `steps`."""
     theta = check(theta, support, query)
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
-    query_loss = mean(task_losses(loss, phi, query))
+    query_loss = mean(task_losses(loss, phi, query, theta))
     meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ
     return stop_gradient((query_loss, meta_grad))
 
@@ -59,6 +59,8 @@ def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, ru
     for k, phi in enumerate(trajectory(loss, theta, support, create_graph=True, cut=cut, **options)):
         if k == cut:
             start = phi
-    query_loss = mean(task_losses(loss, phi, query))
+    query_loss = mean(task_losses(loss, phi, query, theta if cut else ()))
+    if not cut:
+        return stop_gradient((query_loss, grad(query_loss, theta)))
     meta_grad = [sum(g, axis=0) for g in grad(query_loss, start)]  # only down to θ_{K−R}
     return stop_gradient((query_loss, meta_grad))

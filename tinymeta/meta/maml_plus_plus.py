@@ -60,7 +60,7 @@ def init_lslr(weights, alpha, steps):
     weights = parameters("weights", weights)
     finite(alpha=alpha)
     whole(1, steps=steps)
-    return weights + [Tensor(np.full(steps, alpha, w.dtype)) for w in weights]
+    return weights + [Tensor(np.full(steps, float(alpha), w.dtype)) for w in weights]
 
 
 def multi_step_weights(steps, epoch, *, epochs=10, dtype=np.float32):

@@ -40,7 +40,7 @@ def init_meta_sgd(weights, alpha):
     """θ = [*weights, *step sizes], where all step sizes start at alpha."""
     weights = parameters("weights", weights)
     finite(alpha=alpha)
-    return weights + [Tensor(np.full(w.shape, alpha, w.dtype)) for w in weights]
+    return weights + [Tensor(np.full(w.shape, float(alpha), w.dtype)) for w in weights]
 
 
 def split(theta):
