@@ -27,11 +27,11 @@ def main(argv=None):
     parser = report.parser(__doc__, "example: python -m benchmarks.characters --out benchmarks/results   (5 seconds)")
     parser.add_argument("--data", type=Path, metavar="PATH", help="where Omniglot is (default: $TINYMETA_DATA, cache)")
     args = parser.parse_args(argv)
-    sets = [glyphs.load()]
     try:
         if args.seed < 0 or args.json:
             raise ValueError("--seed is 0 or more, and there are no figures for --json")
         report.require_writable(args.out / "characters.png")
+        sets = [glyphs.load()]
         if omniglot.find(args.data):
             sets.insert(0, omniglot.load(args.data))
     except (OSError, ValueError, ImportError) as error:

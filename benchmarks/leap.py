@@ -345,11 +345,11 @@ def main(argv=None):
     try:
         if args.seed < 0 or s.steps % s.points:
             raise ValueError(f"--seed must be 0 or more, and --steps a multiple of {s.points}")
+        report.require_writable(args.json, args.out / "leap.png")
         characters = load_data(args)
         need = glyphs.ALPHABET * (TEST_ALPHABETS + s.alphabets[-1])
         if characters.name == "glyphs" and len(characters.images) < need:
             characters = glyphs.load(characters=need)
-        report.require_writable(args.json, args.out / "leap.png")
         seeds = [(seed, test_and_training(s, characters, seed)) for seed in range(args.seed, args.seed + s.seeds)]
     except (OSError, ValueError, ImportError) as error:
         parser.error(error)

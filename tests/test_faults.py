@@ -95,7 +95,7 @@ def test_killed_while_downloading(tmp_path, long):
 @posix
 def test_a_fault_at_every_step_of_a_write(tmp_path):
     counts = killed("steps", 0, tmp_path / "steps")
-    assert min(counts[name] for name in ("killed", "failed", "new")) > 5, counts
+    assert min(counts[name] for name in ("killed", "failed", "new")) > 3, counts
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------
@@ -229,8 +229,7 @@ def test_no_benchmark_runs_for_nothing(name, disk, folder, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             module.main([*map(str, options)])
         out, err = capsys.readouterr()
-        assert end.value.code == 2 and ": error: " in err.splitlines()[-1]
-        assert all(line.startswith("data: glyphs") for line in out.splitlines())
+        assert end.value.code == 2 and ": error: " in err.splitlines()[-1] and not out
         assert all(line.startswith("not here: ") for line in err.splitlines()[:-1])
     assert (folder / "file").read_text() == "kept" and not list(place.iterdir())
 
