@@ -29,7 +29,7 @@ def fork(work):
     if child:
         return child
     try:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = sys.stderr = open(os.devnull, "w")
         work()
         os._exit(0)
     except BaseException:  # SystemExit too
@@ -46,8 +46,11 @@ def finished(child):
 
 
 def loop(work, check, kills, life=None):
-    """Fork, work, kill, check, so many times. life: the seconds over which the moments are spread, by default all of
-    the time that `work` takes alone, a third of them in its first fifth. Returns how many were killed and how many ended."""
+    """Fork, work, kill, check, so many times. Returns how many were killed, how many ended, and what the killed left.
+
+    life: the seconds over which the moments are spread, a third of them in the first fifth; by default those that
+    `work` takes when it is left alone.
+    """
     start, rng, counts, left = time.monotonic(), random.Random(kills), {"kills": 0, "finished": 0}, set()
     if life is None:
         assert finished(fork(work))
@@ -310,7 +313,7 @@ def faulty(k, fault):
 
     for name in ("mkdir", "replace", "unlink", "fsync"):
         setattr(os, name, step(getattr(os, name)))
-    files.open = step(lambda *args: Stream(open(*args)))  # noqa: SIM115
+    files.open = step(lambda *args: Stream(open(*args)))
     return lambda: next(count)
 
 

@@ -62,7 +62,7 @@ def test_killed_at_random_moments(kind, few, many, tmp_path, long):
     counts = killed(kind, many if long else few, tmp_path / kind)
     assert counts.get("kills", many if long else few) == (many if long else few)
     if long and kind in ("training", "saving", "caching"):
-        assert counts["killed while writing"] > 3
+        assert counts["killed while writing"] > 0
 
 
 @posix
