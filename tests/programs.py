@@ -135,7 +135,7 @@ def completed(draw, form, a, b, shape):
 
 @st.composite
 def programs(draw, max_lines=7):
-    base = draw(st.sampled_from([(), (3,), (2, 3), (1,), (3, 3), (2, 1, 2)]))
+    base = draw(st.sampled_from([(), (3,), (2, 3), (1,), (3, 3), (2, 1, 2), (2, 3, 2)]))
     shapes = []
     for _ in range(draw(st.integers(1, 3))):  # shapes that broadcast against each other: sizes of 1, axes missing
         shape = [draw(st.sampled_from([n, n, 1])) for n in base]
