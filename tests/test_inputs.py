@@ -649,6 +649,7 @@ def outcome(f, arguments):
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "compile: the shards run one after the other", RuntimeWarning)
             warnings.filterwarnings("ignore", ".* tasks? (are|is) not finite|.*not positive definite", RuntimeWarning)
             result, error = f(**arguments), None
             flat(result)
