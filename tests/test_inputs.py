@@ -894,6 +894,8 @@ SPECIAL = [
      "what solve returned is a list of Tensors, got None"),
     (lambda: learn(tm.meta.imaml, lam=1.0, cg_steps=1, linear_solver=lambda *a, **k: a[1]), TypeError,
      "linear_solver returned a list, expected a tm.solvers.Solution"),
+    (lambda: tm.solvers.cg(identity, [STACK[0], STACK[0][:1]], steps=1), ValueError, "cg: b has shapes [(2, 3), (1, 3)], expected (tasks, ...)"),
+    (lambda: tm.meta.precisions([*THETA, T(0.0)], [[0, True]]), ValueError, "an index in modules must be 0 or more"),
     (lambda: tm.solvers.cg(lambda v: None, STACK, steps=1), ValueError, "cg: b has shapes .* matvec.* None"),
     (lambda: tm.solvers.gradient_descent(lambda phi, k: tm.sum(phi[0]), STACK, lr=0.1, steps=1), ValueError,
      "the loss returned a Tensor of float64, shape (), expected a Tensor of floats, shape (2,)"),
