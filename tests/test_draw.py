@@ -244,7 +244,7 @@ def test_bad_arguments():
         (x, {"names": {"a\nb": x}}, TypeError, "names maps printable text"),
         (g, {"names": {"θ": [x]}}, ValueError, r"no θ\[0\] in its graph; were gradients taken with create_graph=True"),
         (x, {"format": "png"}, ValueError, "format is 'dot' or 'svg', got 'png'"),
-        (x, {"limit": 0}, ValueError, "limit is the largest number of nodes"),
+        (x, {"limit": 0}, ValueError, "limit must be 1 or more, got 0"),
         ([], {}, TypeError, "draw takes a Tensor or a list of them, got none"),
         ([x, 2.0], {}, TypeError, "draw takes a Tensor or a list of them, got a Tensor.*, a float"),
     ):

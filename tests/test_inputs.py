@@ -147,7 +147,13 @@ CALLS = {
     "nn.dense": (tm.nn.dense, {"params": DENSE, "x": some(3, 4)}),
     "nn.mse": (tm.nn.mse, {"prediction": X, "target": Y}),
     "nn.cross_entropy": (tm.nn.cross_entropy, {"logits": some(2, 4, 3), "labels": np.array([[0, 1, 2, 0]] * 2)}),
+    "draw": (tm.draw, {"y": tm.sum(T(X) * T(Y)), "names": None, "format": "svg", "limit": 9}),
     # solvers
+    "solvers.clip": (tm.solvers.clip, {"grads": STACK, "norm": 0.5, "stacked": True}),
+    "solvers.clipped": (
+        tm.solvers.clipped,
+        {"params": STACK, "grads": GRADS, "state": None, "lr": 0.1, "norm": 0.5, "rule": tm.solvers.sgd},
+    ),
     "solvers.sgd": (tm.solvers.sgd, {"params": STACK, "grads": GRADS, "state": None, "lr": 0.1}),
     "solvers.momentum": (
         tm.solvers.momentum, {"params": STACK, "grads": GRADS, "state": list(GRADS), "lr": 0.1, "mu": 0.9}),
@@ -649,6 +655,7 @@ def outcome(f, arguments):
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "compile: the shards run one after the other", RuntimeWarning)
             warnings.filterwarnings("ignore", ".* tasks? (are|is) not finite|.*not positive definite", RuntimeWarning)
             result, error = f(**arguments), None
             flat(result)
@@ -730,12 +737,13 @@ LEFT_OUT = {
     "GradientError": "an exception",
     "KinkError": "an exception",
     "solvers.Solution": "a record",
+    "meta.require_finite": "asks for what an algorithm has been called with just before: test_finite.py",
     "tasks.episodes.Characters": "a record",
     **dict.fromkeys(("nn.init_blocks", "nn.blocks_of"), INTERNAL),
     **{
         f"solvers.{name}": INTERNAL
         for name in "step parameters alongside with_momentum like step_sizes update of_tasks check_steps checked"
-        " solution_of largest".split()
+        " solution_of largest size".split()
     },
     **{
         f"tasks.episodes.{name}": INTERNAL
@@ -893,6 +901,8 @@ SPECIAL = [
      "what solve returned is a list of Tensors, got None"),
     (lambda: learn(tm.meta.imaml, lam=1.0, cg_steps=1, linear_solver=lambda *a, **k: a[1]), TypeError,
      "linear_solver returned a list, expected a tm.solvers.Solution"),
+    (lambda: tm.solvers.cg(identity, [STACK[0], STACK[0][:1]], steps=1), ValueError, "cg: b has shapes [(2, 3), (1, 3)], expected (tasks, ...)"),
+    (lambda: tm.meta.precisions([*THETA, T(0.0)], [[0, True]]), ValueError, "an index in modules must be 0 or more"),
     (lambda: tm.solvers.cg(lambda v: None, STACK, steps=1), ValueError, "cg: b has shapes .* matvec.* None"),
     (lambda: tm.solvers.gradient_descent(lambda phi, k: tm.sum(phi[0]), STACK, lr=0.1, steps=1), ValueError,
      "the loss returned a Tensor of float64, shape (), expected a Tensor of floats, shape (2,)"),

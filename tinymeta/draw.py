@@ -11,8 +11,9 @@ Layout after Sugiyama, Tagawa and Toda (1981): levels by longest path, order wit
 import html
 from xml.etree import ElementTree
 
+from .arguments import describe, items, whole
 from .ops import number
-from .tensor import Tensor, describe, graph
+from .tensor import Tensor, graph
 
 # of forward, first, second and all later passes: fill and line, distinct in grey too, and the shape in DOT
 LOOKS = [
@@ -54,15 +55,14 @@ def draw(y, *, names=None, format="dot", limit=500):
       n0 -> n1;
     }
     """
-    roots = [y] if isinstance(y, Tensor) else list(y)
+    roots = [y] if isinstance(y, Tensor) else items("y", y)
     if not roots or not all(isinstance(z, Tensor) for z in roots):
         raise TypeError(f"draw takes a Tensor or a list of them, got {', '.join(map(describe, roots)) or 'none'}")
     if format not in ("dot", "svg"):
         raise ValueError(f"format is 'dot' or 'svg', got {format!r}")
-    if not hasattr(limit, "__index__") or limit < 1:
-        raise ValueError(f"limit is the largest number of nodes to draw, 1 or more, got {limit!r}")
+    whole(1, limit=limit)
     tensors = graph(*roots)
-    named = by_serial(names or {}, {z.serial for z in tensors})
+    named = by_serial({} if names is None else names, {z.serial for z in tensors})
     wanted = {z.serial for z in roots} | named.keys()
     tensors = [z for z in tensors if z.kernel is not number or z.serial in wanted]
     older = max(len(tensors) - limit, 0)
@@ -72,6 +72,8 @@ def draw(y, *, names=None, format="dot", limit=500):
 
 def by_serial(names, serials):
     """{serial: name}, once it is clear that all of them are in the graph."""
+    if not isinstance(names, dict):
+        raise TypeError(f"names maps printable text to Tensors or lists of them, got {describe(names)}")
     pairs, named = [], {}
     for name, value in names.items():
         many = isinstance(value, (list, tuple))

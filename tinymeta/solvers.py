@@ -84,6 +84,7 @@ def clip(grads, norm, *, stacked=False):
     gradient that isn't finite comes out as it went in: clipping prevents a NaN, and hides none.
     """
     finite(positive=True, norm=norm)
+    grads = parameters("grads", grads)
     if not stacked:
         return [g[0] for g in clip([reshape(g, (1, *g.shape)) for g in grads], norm, stacked=True)]
     unit = largest(grads)  # ‖g‖ = unit · ‖g / unit‖ for any unit: a constant
@@ -101,7 +102,9 @@ def clipped(params, grads, state=None, *, lr, norm, rule=sgd):
     adapt(..., rule=partial(tm.solvers.clipped, norm=10.0)), and of another rule partial(clipped, norm=10.0, rule=adam).
     In the outer loop, where there are no tasks, clip itself: sgd(theta, clip(meta_grad, 10.0), lr=beta).
     """
-    return rule(params, clip(grads, norm, stacked=True), state, lr=lr)
+    function(rule=rule)
+    params, grads = alongside(params, grads=grads)
+    return update(rule, params, clip(grads, norm, stacked=True), state, lr)
 
 
 def step(params, lr, directions):
