@@ -93,18 +93,18 @@ def draw(plt, path):
     box(x[2], 5.75, f"φ* = {solution:.3f}", forward)
     arrow(x[2], x[0], 5.75, "tab:green", "× 1 / (1 + h(φ*)/λ)", f"× {meta_grads['iMAML'] / (solution - 2):.3f}")
     box(x[0], 5.75, f"{meta_grads['iMAML']:.3f}", other)
-    figure.savefig(path, bbox_inches="tight")
+    report.write_picture(path, figure, bbox_inches="tight")
     plt.close(figure)
 
 
 def main(argv=None):
-    args = report.parser(__doc__, "example:\n  python -m benchmarks.chain --out out    a second").parse_args(argv)
+    parser = report.parser(__doc__, "example:\n  python -m benchmarks.chain --out out    a second")
+    args = report.parse(parser, argv)
     meta_grads, *_ = numbers()
     print(*(f"{name:>10} {value:8.4f}" for name, value in meta_grads.items()), sep="\n")
     if args.json:
         report.write_json(args.json, meta_grads, {"alpha": ALPHA, "steps": STEPS, "lam": LAM}, {})
     if plt := report.pyplot():
-        args.out.mkdir(parents=True, exist_ok=True)
         draw(plt, args.out / "chain.png")
         print(f"picture: {args.out / 'chain.png'}")
 

@@ -127,10 +127,10 @@ def write_json(path, figures, settings, seconds):
     write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def write_picture(path, figure):
+def write_picture(path, figure, **options):
     """A figure of matplotlib's as PNG, all of it or nothing."""
     file = io.BytesIO()
-    figure.savefig(file)
+    figure.savefig(file, **options)
     write_whole(path, file.getvalue())
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,7 +219,9 @@ def test_a_read_only_disk_is_one_line(disk, folder, capsys):
     assert [file.name for file in place.iterdir()] == ["c.npz"] and path.read_bytes() == saved
 
 
-@pytest.mark.parametrize("name", ["sinusoid", "implicit", "taylor", "complexity", "leap", "speed", "characters"])
+@pytest.mark.parametrize(
+    "name", ["sinusoid", "implicit", "taylor", "complexity", "leap", "speed", "chain", "characters"]
+)
 def test_no_benchmark_runs_for_nothing(name, disk, folder, monkeypatch, capsys):
     """Where record and pictures can't be written, that is said before anything is computed."""
     place, read_only = disk
@@ -238,6 +241,23 @@ def test_a_full_disk_ends_any_benchmark_in_one_line():
     with pytest.raises(SystemExit) as end:
         report.command(lambda: os.truncate("nowhere/file", 0))
     assert end.value.code == "stopped: [Errno 2] No such file or directory: 'nowhere/file'"
+
+
+def test_a_record_or_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no space left")
+
+    path, figure = tmp_path / "new" / "file", SimpleNamespace(savefig=lambda file: file.write(b"new"))
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        for write in (lambda: report.write_picture(path, figure), lambda: report.write_json(path, {}, {}, {})):
+            with pytest.raises(OSError, match="no space left"):
+                write()
+            assert [file.name for file in path.parent.iterdir()] == ["file"] and path.read_bytes() == b"old"
+    report.write_picture(path, figure)
+    assert path.read_bytes() == b"new"
 
 
 @posix

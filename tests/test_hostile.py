@@ -595,6 +595,13 @@ def test_a_large_file_in_the_place_of_a_zip_is_not_read(server, tmp_path):
     assert contents(tmp_path / "data") == CONTENT
 
 
+def test_another_file_of_the_right_size_is_replaced(server, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / NAMES[0]).write_bytes(CONTENT[NAMES[0]][::-1])
+    omniglot.download(tmp_path / "data")
+    assert contents(tmp_path / "data") == CONTENT
+
+
 def test_a_port_where_nobody_speaks_http_is_one_line(server, tmp_path, monkeypatch):
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
