@@ -13,7 +13,7 @@ import numpy as np
 import tinymeta as tm
 from tinymeta.tasks.files import read_npz, regular, write_whole
 
-FORMAT = 1  # to be raised when what a state holds, or what it means, changes
+FORMAT = 2  # to be raised when what a state holds, or what it means, changes
 
 
 def save(path, state):
