@@ -118,7 +118,7 @@ def test_every_layer_and_solver_is_known_to_the_tests():
         "mse",
         "cross_entropy",
     }
-    rules = {"sgd", "momentum", "nesterov", "adam", "step"}
+    rules = {"sgd", "momentum", "nesterov", "adam", "step", "clip", "clipped"}
     checks = {
         "parameters",
         "alongside",
@@ -132,7 +132,7 @@ def test_every_layer_and_solver_is_known_to_the_tests():
     }
     checks |= {"check_steps"}
     solvers = {"gradient_descent", "trajectory", "hessian_free", "cg", "neumann"}
-    assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "largest"} | checks
+    assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "largest", "size"} | checks
 
 
 def test_bad_input():
