@@ -3,6 +3,7 @@
 import argparse
 
 from tinymeta.lesson.explain import explain, picture
+from tinymeta.tasks.files import write_whole
 
 DESCRIPTION = """\
 Walk through one MAML meta-gradient, computed as it is printed: the gradient of
@@ -30,8 +31,7 @@ def main(argv=None):
     print(explain())
     if args.svg:
         try:
-            with open(args.svg, "w", encoding="utf-8") as file:
-                file.write(picture())
+            write_whole(args.svg, picture().encode())
         except OSError as error:
             parser.exit(1, f"{parser.prog}: --svg: {error}\n")
 
