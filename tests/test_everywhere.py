@@ -78,7 +78,7 @@ def quiet(stderr):
     return [
         line
         for line in text.splitlines()
-        if not re.search(r"s left$|^no pictures|^mkdir -p failed for path.*matplotlib|^Matplotlib ", line)
+        if not re.search(r"s left$|^no pictures|^not here: |^mkdir -p failed for path.*matplotlib|^Matplotlib ", line)
     ]
 
 
