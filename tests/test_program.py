@@ -252,6 +252,10 @@ def test_shards_are_asked_for_in_terms_of_the_function():
             tm.compile(f, **options)
     with pytest.raises(ValueError, match="must have the tasks as first axis"):
         tm.compile(f, tasks=["x", "y"], shards=2)(x, x[:3])
+    with pytest.raises(TypeError, match="y has tasks and must be arrays, got a dict"):
+        tm.compile(f, tasks=["x", "y"], shards=2)(x, {"y": [x, 2.0]})
+    for nothing in ({}, [], None, {"y": ()}):  # as the noise of an algorithm without noise
+        tm.compile(lambda x, y: (tm.mean(x),), tasks=["x", "y"], shards=2)(x, nothing)
     with pytest.raises(TypeError, match="int64.*no mean over shards"):
         tm.compile(lambda x: (tm.greater(x, 0).astype(np.int64),), tasks=["x"], shards=2)(x)
     with pytest.raises(TypeError, match="a list or a tuple"):

@@ -378,7 +378,7 @@ class Compiled:
     def sharded(self, bound):
         tree, arrays = flatten((bound.args, bound.kwargs))
         for name in self.tasks & set(bound.arguments):
-            if not flatten(bound.arguments[name])[1]:
+            if holds_fixed(flatten(bound.arguments[name])[0]):
                 raise TypeError(f"compile: {name} has tasks and must be arrays, got {describe(bound.arguments[name])}")
         of_tasks = [name in self.tasks for name, x in bound.arguments.items() for _ in flatten(x)[1]]
         sizes = {a.shape[:1] for a, split in zip(arrays, of_tasks) if split}
@@ -560,6 +560,14 @@ def flatten(x, results=False):
     if isinstance(x, float):
         return Fixed(type(x), x if x == x else math.nan, math.copysign(1.0, x)), []  # one NaN, which is equal to itself
     return Fixed(type(x), x), []
+
+
+def holds_fixed(tree):
+    """Is there anything but arrays, and None, in what `flatten` has made this tree of?"""
+    if tree is Tensor or isinstance(tree, Fixed):
+        return tree is not Tensor and tree.value is not None
+    kind, *parts = tree
+    return any(map(holds_fixed, parts[1:] if kind is dict else parts))
 
 
 def unflatten(tree, arrays):
