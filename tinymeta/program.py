@@ -341,7 +341,7 @@ class Compiled:
         function(f=f)
         whole(1, shards=shards)
         for name, collection in (("tasks", tasks), ("stacked", stacked), ("passes", passes)):
-            if not isinstance(collection, (list, tuple, set, frozenset)):
+            if not isinstance(collection, (list, tuple, set, frozenset, range)):
                 raise TypeError(f"compile: {name} is a tuple, got {describe(collection)}: write ({name},)")
         functools.update_wrapper(self, f)
         self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
