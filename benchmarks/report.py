@@ -54,7 +54,7 @@ def require_writable(*files):
 
 
 def command(main):
-    """Run a benchmark; a full disk or memory, or a reader that has seen enough (`head`), end it without a traceback."""
+    """Run a benchmark. Ctrl-C, a full disk, a reader that has seen enough (`head`) end it in a line at most."""
     try:
         try:
             main()
@@ -63,6 +63,9 @@ def command(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except (OSError, MemoryError) as error:
         sys.exit(f"stopped: {error}")
 

@@ -243,6 +243,15 @@ def test_a_full_disk_ends_any_benchmark_in_one_line():
     assert end.value.code == "stopped: [Errno 2] No such file or directory: 'nowhere/file'"
 
 
+def test_ctrl_c_ends_any_benchmark_in_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        report.command(interrupted)
+    assert end.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
+
+
 def test_a_record_or_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left")

@@ -11,8 +11,8 @@ from benchmarks import readme
 from regression import assert_close, loss, problem
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-PAGES = {page: page.read_text() for page in readme.PAGES}
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in readme.PAGES}
 LINKS = [(page, target) for page, text in PAGES.items() for target in re.findall(r"\]\(([^)]+)\)", text)]
 
 
@@ -41,7 +41,7 @@ def test_the_code_runs_and_the_inner_loop_is_maml():
 def test_linked_files_and_headings_exist(page, target):
     path, _, anchor = target.partition("#")
     assert (page.parent / path).exists()
-    headings = re.findall(r"^#+ (.*)", (page.parent / path).read_text(), re.MULTILINE) if anchor else []
+    headings = re.findall(r"^#+ (.*)", (page.parent / path).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
     assert not anchor or anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
 
 
@@ -54,5 +54,8 @@ def test_commands_exist(module):
 
 
 def test_the_engine_stays_small():
-    lines = sum(len((ROOT / f"tinymeta/{name}.py").read_text().splitlines()) for name in ("tensor", "ops", "calculus"))
+    lines = sum(
+        len((ROOT / f"tinymeta/{name}.py").read_text(encoding="utf-8").splitlines())
+        for name in ("tensor", "ops", "calculus")
+    )
     assert lines < 900
