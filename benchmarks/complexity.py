@@ -307,7 +307,7 @@ def draw(plt, setting, costs, path):
     panels = [
         ("memory grows with the steps of MAML alone", "peak memory, MB", "peak", megabytes, PUBLISHED_MEMORY),
         (
-            "time: a step of MAML costs nearly three of the others'",
+            "time: back through a step costs two more",
             "seconds a meta-gradient",
             "seconds",
             1,

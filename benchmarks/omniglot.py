@@ -382,7 +382,7 @@ def arguments():
     p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
     p.add_argument("--not-transductive", action="store_true", help="test: batch norm over the support and one query")
     data = p.add_mutually_exclusive_group()
-    data.add_argument("--data", type=Path, metavar="PATH", help="folder with Omniglot's two zips, or one of the zips")
+    data.add_argument("--data", type=Path, metavar="PATH", help="folder with Omniglot's two zips, or unpacked")
     data.add_argument("--glyphs", action="store_true", help="the generated characters, even where Omniglot is found")
     p.add_argument("--download", action="store_true", help="fetch the zips into --data, $TINYMETA_DATA or the cache")
     p.add_argument("--checkpoint", type=Path, metavar="PATH", help="default: in --out, named after task and method")

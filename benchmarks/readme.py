@@ -3,6 +3,7 @@
 A test fails when one of them is not what this command would write.
 """
 
+import argparse
 import ast
 import json
 import re
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "README.md", ROOT / "benchmarks/README.md"
 READING_ORDER = [
     "lesson/first_order", "tensor", "ops", "kernels", "conv", "calculus", "check", "draw", "program", "nn", "solvers",
-    "meta/adapt", "meta/maml", "meta/maml_plus_plus", "meta/meta_sgd", "meta/anil", "meta/dropout", "meta/reptile",
+    "meta/adapt", "meta/maml", "meta/meta_sgd", "meta/maml_plus_plus", "meta/anil", "meta/dropout", "meta/reptile",
     "meta/leap", "meta/imaml", "meta/shrinkage", "meta/hypergradient", "meta/es_maml", "meta/finite",
     "tasks/sinusoid", "tasks/episodes", "tasks/files", "tasks/omniglot", "tasks/glyphs", "lesson/explain", "arguments",
 ]  # fmt: skip
@@ -127,18 +128,20 @@ def speed():
     """Our step beside the fastest peer's, by workload."""
     record = json.loads((ROOT / "benchmarks/results/speed.json").read_text(encoding="utf-8"))
     rows = [
-        "| | ours, ms | fastest peer, ms | ours / peer | ours / products | first result, s | peak memory, MB |",
-        "|---" * 7 + "|",
+        "| | ours, ms | PyTorch, eager | fastest peer, ms | ours / peer | ours / products | first result, s | peak"
+        " memory, MB |",
+        "|---" * 8 + "|",
     ]
     for name, race in record["figures"]["races"].items():
         results, peer = race["contestants"], race["fastest_peer"]
         ours = min((c for c in results if c.startswith("tinymeta")), key=lambda c: results[c]["median"])
         a, b = results[ours], results[peer]
+        eager = min(r["median"] for c, r in results.items() if c.startswith(("torch-hand", "torch-vmap")))
         pairs = [
             f"{r[key]:.2f}" if key == "first" else f"{r[key]:.0f}" for key in ("first", "steady_mb") for r in (a, b)
         ]
         rows.append(
-            f"| {name} | {1000 * a['median']:.3g} | {1000 * b['median']:.3g} ({peer}) |"
+            f"| {name} | {1000 * a['median']:.3g} | {1000 * eager:.3g} | {1000 * b['median']:.3g} ({peer}) |"
             f" {a['median'] / b['median']:.2f} | {a['median'] / race['floor']['median']:.1f} |"
             f" {pairs[0]} / {pairs[1]} | {pairs[2]} / {pairs[3]} |"
         )
@@ -194,6 +197,7 @@ def updated(text):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__, epilog="Takes a second.").parse_args()
     for page in PAGES:
         write_whole(page, updated(page.read_text(encoding="utf-8")).encode())
     if plt := report.pyplot():

@@ -25,7 +25,9 @@ def parser(description, epilog):
         elif hasattr(stream, "reconfigure"):  # θ or ± must not end a run where output isn't UTF-8
             stream.reconfigure(errors="replace")
     as_written = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=as_written)
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = f"python -m {spec.name}" if spec and spec.name.startswith("benchmarks.") else None
+    p = argparse.ArgumentParser(prog, description=description, epilog=epilog, formatter_class=as_written)
     p.error = lambda message: p.exit(2, f"{p.prog}: error: {' '.join(str(message).split())}\n")  # one line, no usage
     p.add_argument("--seed", type=int, default=0, help="of initial weights and training tasks (default 0)")
     p.add_argument("--json", type=Path, metavar="PATH", help="write figures, settings, machine and versions there")

@@ -242,7 +242,7 @@ def test_bad_arguments():
     for y, options, kind, message in (
         (x, {"names": {"x": 2.0}}, TypeError, "names maps printable text to Tensors.*'x': a float"),
         (x, {"names": {"a\nb": x}}, TypeError, "names maps printable text"),
-        (g, {"names": {"θ": [x]}}, ValueError, r"no θ\[0\] in its graph; were gradients taken with create_graph=True"),
+        (g, {"names": {"θ": [x]}}, ValueError, r"y was not computed from θ\[0\]: draw it beside y"),
         (x, {"format": "png"}, ValueError, "format is 'dot' or 'svg', got 'png'"),
         (x, {"limit": 0}, ValueError, "limit must be 1 or more, got 0"),
         ([], {}, TypeError, "draw takes a Tensor or a list of them, got none"),

@@ -278,6 +278,21 @@ def loops(x):
     return y
 
 
+def endless(x):  # on negative values
+    y = x + 1
+    while y.data[0] < 0:
+        y = y * 2
+    return y
+
+
+def sign_of_all(x):
+    return x + 1 if x.data.max() > 0 else x * 2
+
+
+def mask_of_all(x):  # the same at all positive values
+    return tm.where(x.data > 0, x, 0)
+
+
 def masks(x):
     return tm.where(x.data > 1, x, 0)
 
@@ -307,7 +322,10 @@ def chooses(x):
     ("f", "said"),
     [
         (branches, "does something else, multiply of shape (3,) for add of shape (3,)"),
-        (loops, "does something else|returns something else|read by"),
+        (loops, "does something else|returns something else|read by|goes on"),
+        (endless, "goes on, after 3 nodes, with multiply: branches, loops and sizes must not depend on values"),
+        (sign_of_all, "does something else, multiply of shape (3,) for add of shape (3,)"),
+        (mask_of_all, "bool, shape (3,), read by where"),
         (masks, "bool, shape (3,), read by where"),
         (constants, "float64, shape (), read by multiply"),
         (items, "float64, shape (), read by multiply"),
@@ -321,6 +339,18 @@ def test_what_depends_on_values_outside_of_the_graph_is_refused(f, said):
     with pytest.raises(ValueError) as error:
         tm.compile(f)(np.array([0.3, 1.2, 2.5]))
     assert str(error.value).startswith("compile: ") and any(part in str(error.value) for part in said.split("|"))
+
+
+def test_a_function_that_asks_for_positive_values_is_traced_on_such():
+    def f(x):
+        if (x.data <= 0).any():
+            raise ValueError("positive, please")
+        return tm.log(x)
+
+    x = np.array([1.0, 2.0])
+    assert tm.compile(f)(x).data.tolist() == np.log(x).tolist()
+    with pytest.raises(ValueError, match="^compile: .* read by multiply"):
+        tm.compile(lambda x: f(x) * x.data.max())(x)
 
 
 def test_results_that_are_no_tensors_are_refused():

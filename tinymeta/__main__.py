@@ -1,6 +1,8 @@
 """`python -m tinymeta explain` walks through one meta-gradient in the terminal."""
 
 import argparse
+import os
+import sys
 
 from tinymeta.lesson.explain import explain, picture
 from tinymeta.tasks.files import write_whole
@@ -28,7 +30,10 @@ def main(argv=None):
     parser.add_argument("--svg", metavar="FILE", help="also draw the graph of one inner step and its meta-gradient")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}; see --help\n")
     args = parser.parse_args(argv)
-    print(explain())
+    try:
+        print(explain(), flush=True)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if args.svg:
         try:
             write_whole(args.svg, picture().encode())

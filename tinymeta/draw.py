@@ -82,7 +82,8 @@ def by_serial(names, serials):
         if not isinstance(z, Tensor) or not isinstance(name, str) or not name.isprintable():
             raise TypeError(f"names maps printable text to Tensors or lists of them, got {name!r}: {describe(z)}")
         if z.serial not in serials:
-            raise ValueError(f"names: y has no {name} in its graph; were gradients taken with create_graph=True?")
+            remedy = "draw it beside y, draw([y, ...]); gradients are in a graph if create_graph=True recorded them"
+            raise ValueError(f"names: y was not computed from {name}: {remedy}")
         named[z.serial] = name
     return named
 

@@ -73,7 +73,7 @@ class Node:
 class Program:
     """`nodes`, each after its inputs; those of them that are the `outputs`; `tree`, how these are nested."""
 
-    def __init__(self, f, tree, arrays):
+    def __init__(self, f, tree, arrays, most=math.inf):
         leaves = [make(a, None, (), ()) for a in arrays]
         nodes = {leaf.serial: Node(leaf, argument=i) for i, leaf in enumerate(leaves)}
 
@@ -83,6 +83,10 @@ class Program:
             return nodes[x.serial]
 
         def tape(z, kernel, inputs):
+            if len(nodes) > most:  # a loop that would end by a value may never end on other values
+                raise Differs(
+                    f"compile: on other values f goes on, after {most} nodes, with {op_name(kernel)}: {OUTSIDE}"
+                )
             inputs = [node(x) for x in inputs]
             nodes[z.serial] = Node(z, kernel, inputs)
 
@@ -317,9 +321,10 @@ def compile(f, *, tasks=(), stacked=(), shards=1, passes=PASSES):
 
     f runs as Python at the first call only. So nothing in it may depend on the values of its arguments but through
     Tensors: no branch, no .data, .item() or NumPy mask, no random numbers (draw them outside and pass them in). The
-    first call runs f a second time, on other values, and raises ValueError where the programs differ. What it can't
-    find: checks of values and warnings happen at the first call only, and what f reads besides its arguments, a global
-    or an attribute, stays as it was then.
+    first call runs f twice more, on other values, first of the same and then of the other sign (unless f doesn't take
+    these), and raises ValueError where the programs differ. What it can't find: a branch or a mask that comes out the
+    same each time; checks of values and warnings happen at the first call only; and what f reads besides its
+    arguments, a global or an attribute, stays as it was then.
 
     tasks, stacked, shards: with shards > 1, f is called on that many parts of the tasks at once, each in a thread with
     a plan of its own. tasks names the parameters of f whose arrays all have the tasks as first axis; stacked are the
@@ -427,8 +432,14 @@ class Compiled:
             program = Program(self.f, tree, arrays)
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                other = Program(self.f, tree, moved(arrays))
-        require_same(program, other)
+                for sign in (1, -1):
+                    try:
+                        require_same(program, Program(self.f, tree, moved(arrays, sign), len(program.nodes)))
+                    except Differs:
+                        raise
+                    except Exception:
+                        if sign > 0:  # otherwise f asks for positive numbers
+                            raise
         for optimise in self.passes:
             optimise(program)
         return program
@@ -492,19 +503,26 @@ def count(tree):
     return len(flatten(unflatten(tree, itertools.repeat(Tensor(0.0))))[1])
 
 
-def moved(arrays):
-    """Arrays of other values: the same ones in another order, floats also larger or smaller, with the same signs."""
+def moved(arrays, sign):
+    """Arrays of other values: the same ones in another order, floats also larger or smaller, and times `sign`."""
     rng, result = np.random.default_rng(0), []
     for a in arrays:
         b = a.ravel()[rng.permutation(a.size)].reshape(a.shape)
         if b.dtype.kind == "f":
-            b = np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
+            b = sign * np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
         result.append(b.astype(a.dtype))
     return result
 
 
+class Differs(ValueError):
+    """On other values f makes another program."""
+
+
+OUTSIDE = "branches, loops and sizes must not depend on values; use tm.where, or do it outside of f"
+
+
 def require_same(program, other):
-    """Raise ValueError where f, called on other values, made another program."""
+    """Raise Differs where f, called on other values, made another program."""
     position = {n: i for p in (program, other) for i, n in enumerate(p.nodes)}
 
     def signature(n):
@@ -512,16 +530,16 @@ def require_same(program, other):
 
     for n, m in zip(program.nodes, other.nodes):
         if signature(n) != signature(m):
-            raise ValueError(
+            raise Differs(
                 f"compile: on other values f does something else, {m.op} of shape {m.shape} for {n.op} of shape"
-                f" {n.shape}: branches, loops and sizes must not depend on values; use tm.where, or do it outside of f"
+                f" {n.shape}: {OUTSIDE}"
             )
     if [position[y] for y in program.outputs] != [position[y] for y in other.outputs]:
-        raise ValueError("compile: on other values f returns something else: branches must not depend on values")
+        raise Differs(f"compile: on other values f returns something else: {OUTSIDE}")
     for n, m in zip(program.nodes, other.nodes):
         if n.constant and n.array.tobytes() != m.array.tobytes():
             reader = next((x.op for x in program.nodes if n in x.inputs), "the result")
-            raise ValueError(
+            raise Differs(
                 f"compile: {describe(n.array)}, read by {reader}, depends on values but was computed outside of the"
                 " graph, by way of .data or .item(), or is random: it would stay as it was at the first call. Compute"
                 " it with tm ops, or pass it to f"

@@ -13,8 +13,8 @@ its own, and can be differentiated again, to any order, with no special case:
 6.0
 
 One law keeps this true: a pullback uses Tensors, and as plain constants only what follows from shapes. Whatever
-depends on a value, relu's mask as much as max's winners, is a node too. An array saved on the side would be right in
-the first derivative and silently wrong in the second.
+depends on a value is a node too. A variance saved as an array on the side would be right in the first derivative and
+silently wrong in the second; a mask saved so is right here, but stays what it was when the graph is run again.
 """
 
 import itertools

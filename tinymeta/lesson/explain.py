@@ -134,7 +134,7 @@ What the algorithms of tm.meta make of this chain:
 
     maml        {result(tm.meta.maml)}  v, through both steps
     truncated   {result(tm.meta.truncated, last=1)}  v, through the last step only
-    fomaml      {result(tm.meta.fomaml)}  v as it was: H counts as 0
+    fomaml      {result(tm.meta.fomaml)}  v as it was: each step counts as I
     reptile     {result(tm.meta.reptile)}  theta - theta'' = alpha (g0 + g1); no v
     imaml       {result(tm.meta.imaml, lam=lam, steps=200, cg_steps=2)}  m from (I + H/lambda) m = v at phi*
 
@@ -155,7 +155,7 @@ WITH relu, WHOSE SECOND DERIVATIVE IS 0?
 
 f = w2 relu(w1 x) has at x = {x}, w1 = {w1}, w2 = {w2} the second derivatives
 d2f/dx2 = {xx}, but d2f/dw1dw2 = {w1w2} = x and d2f/dw1dx = {w1x} = w2: what a weight
-does depends on the others. H is not 0, and FO-MAML leaves something out."""
+does depends on the others. H is not 0, and FO-MAML leaves it out."""
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
@@ -163,11 +163,11 @@ does depends on the others. H is not 0, and FO-MAML leaves something out."""
 
 def picture(alpha=0.1):
     """One inner step of the first example, the query loss, and the meta-gradient: their graph, as SVG."""
-    theta = tm.Tensor(1.0)
+    theta = tm.Tensor(1.2)
     support = support_loss(theta)
     (g,) = tm.grad(support, [theta], create_graph=True)
     theta1 = theta - alpha * g
     query = query_loss(theta1)
-    (meta_grad,) = tm.grad(query, [theta], create_graph=True)
-    names = {"θ": theta, "L": support, "g": g, "θ′": theta1, "Q": query, "∂Q/∂θ": meta_grad}
+    v, meta_grad = tm.grad(query, [theta1, theta], create_graph=True)
+    names = {"θ": theta, "L": support, "g": g, "θ′": theta1, "Q": query, "v": v, "∂Q/∂θ": meta_grad}
     return tm.draw([support, query, meta_grad], names=names, format="svg")

@@ -176,8 +176,8 @@ def shared(a, b):
 #
 # Arrays (ops.py). What is new is broadcasting: x̄ must have the shape of x, so broadcasting is an op of its own, whose
 #   pullback sums. Linear ops come in such pairs, each the other's pullback.
-# What depends on a value is a node (ops.py), relu's mask as much as batch norm's variance. A variance saved as an array
-#   would be a constant: right in the first derivative, silently wrong in the second.
+# What depends on a value is a node (ops.py). Batch norm's variance, saved as an array, would be a constant: right in
+#   the first derivative, silently wrong in the second. relu's mask would be wrong when the graph is run again.
 # No closure over its own output (tensor.py). exp's pullback is z_bar * z. First's closures hold the z that holds them,
 #   a cycle that only Python's garbage collector frees. The engine hands z to the pullback instead.
 # The walk stays on the paths from xs to y (tensor.py). Nobody differentiates the images; and with n inner steps, the

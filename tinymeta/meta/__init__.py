@@ -1,14 +1,14 @@
 """Meta-learning algorithms, one a file. All are called alike and return (query loss, meta_grad), see `adapt`.
 
-An update rule or an algorithm of your own takes a few lines. Here, gradients that are clipped smoothly in the inner
-loop, and an objective that counts the support too:
+An update rule or an algorithm of your own takes a few lines. Here, gradients that are squashed in the inner loop, and an
+objective that counts the support too:
 
 >>> import numpy as np
 >>> import tinymeta as tm
->>> def clipped(params, grads, state=None, *, lr):
+>>> def squashed(params, grads, state=None, *, lr):
 ...     return tm.solvers.sgd(params, [tm.tanh(g) for g in grads], lr=lr)
->>> def mine(loss, theta, support, query, *, alpha, steps):
-...     options = {"alpha": alpha, "steps": steps, "create_graph": True, "rule": clipped}
+>>> def mine(loss, theta, support, query, *, alpha, steps, batch=None):
+...     options = {"alpha": alpha, "steps": steps, "create_graph": True, "rule": squashed, "batch": batch}
 ...     phi = tm.meta.adapt(loss, theta, support, **options)
 ...     objective = tm.mean(loss(phi, query) + loss(phi, support))
 ...     return tm.stop_gradient((objective, tm.grad(objective, theta)))
@@ -22,8 +22,8 @@ loop, and an objective that counts the support too:
 
 from .adapt import adapt, trajectory
 from .maml import fomaml, maml, truncated
-from .maml_plus_plus import init_lslr, maml_plus_plus, multi_step_weights, per_step
 from .meta_sgd import init_meta_sgd, meta_sgd, split
+from .maml_plus_plus import init_lslr, maml_plus_plus, multi_step_weights, per_step
 from .anil import anil
 from .dropout import draw_noise, dropout
 from .reptile import reptile

@@ -31,6 +31,7 @@ tm.where, inside too
 """
 
 import functools
+import inspect
 import warnings
 
 import numpy as np
@@ -57,6 +58,8 @@ def require_finite(when, result, algorithm, /, loss, theta, support, query, *, u
     takes a step, not the trials of a line search. Evolution strategies have no inner gradients: what is named is the
     data, a φ, or a loss of some member of the population.
     """
+    if state.tape:
+        raise ValueError("require_finite looks at values: call it on what the compiled function returns, outside of it")
     query_loss, meta_grad = result[:2]
     if not broken([query_loss, *meta_grad, *updated]):
         return
@@ -82,6 +85,11 @@ def place(result, algorithm, loss, theta, support, query, options):
             task = f" of task {index[0]}" if name.startswith(("support", "query")) else ""
             at = f" at {index}" if index else ""
             return f"{name}{task} is {value}{at}: mend it, nothing can be learned from it"
+    taken = inspect.signature(algorithm).parameters
+    if "batch" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        raise TypeError(
+            f"{name_of(algorithm)} must take `batch` and hand it to `adapt`, which tells the inner step by it"
+        )
     watch = Watch(loss, theta, support, query, options.get("batch"))
     try:
         query_loss, meta_grad = algorithm(watch, theta, support, query, **{**options, "batch": watch.batch})[:2]
@@ -98,8 +106,9 @@ def place(result, algorithm, loss, theta, support, query, options):
     i = broken(meta_grad)[0]
     return watch.backward() or (
         f"the meta-gradient is {first(meta_grad[i])[0]} in parameter {i} of shape {meta_grad[i].shape}, though all"
-        f" losses, gradients and Hessian-vector products are finite: their product over the steps, their sum over tasks"
-        f" or a square in the update rule overflows {meta_grad[i].dtype}; {SHORTER}"
+        " losses, gradients and Hessian-vector products are finite: the update rule has no derivative there (a root of a"
+        " second moment of 0: put an ε inside it), or their product over the steps, their sum over tasks or a square in"
+        f" the rule overflows {meta_grad[i].dtype}: {SHORTER}"
     )
 
 
