@@ -1,7 +1,7 @@
 """Meta-learning algorithms, one a file. All are called alike and return (query loss, meta_grad), see `adapt`.
 
-An update rule or an algorithm of your own takes a few lines. Here, gradients that are squashed in the inner loop, and an
-objective that counts the support too:
+An update rule or an algorithm of your own takes a few lines. Here, gradients that are squashed in the inner loop, and
+an objective that counts the support too:
 
 >>> import numpy as np
 >>> import tinymeta as tm

@@ -87,9 +87,7 @@ def place(result, algorithm, loss, theta, support, query, options):
             return f"{name}{task} is {value}{at}: mend it, nothing can be learned from it"
     taken = inspect.signature(algorithm).parameters
     if "batch" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        raise TypeError(
-            f"{name_of(algorithm)} must take `batch` and hand it to `adapt`, which tells the inner step by it"
-        )
+        raise TypeError(f"{name_of(algorithm)} must take `batch` and hand it to `adapt`: it tells the inner step")
     watch = Watch(loss, theta, support, query, options.get("batch"))
     try:
         query_loss, meta_grad = algorithm(watch, theta, support, query, **{**options, "batch": watch.batch})[:2]
