@@ -305,7 +305,7 @@ def draw(plt, setting, costs, path):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     megabytes, middle = 1e6, np.mean(setting.steps)
     panels = [
-        ("memory grows with the steps of MAML alone", "peak memory, MB", "peak", megabytes, PUBLISHED_MEMORY),
+        ("memory grows with the steps gone back through", "peak memory, MB", "peak", megabytes, PUBLISHED_MEMORY),
         (
             "time: back through a step costs two more",
             "seconds a meta-gradient",

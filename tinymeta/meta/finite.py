@@ -104,9 +104,9 @@ def place(result, algorithm, loss, theta, support, query, options):
     i = broken(meta_grad)[0]
     return watch.backward() or (
         f"the meta-gradient is {first(meta_grad[i])[0]} in parameter {i} of shape {meta_grad[i].shape}, though all"
-        " losses, gradients and Hessian-vector products are finite: the update rule has no derivative there (a root of a"
-        " second moment of 0: put an ε inside it), or their product over the steps, their sum over tasks or a square in"
-        f" the rule overflows {meta_grad[i].dtype}: {SHORTER}"
+        " losses, gradients and Hessian-vector products are finite: the update rule has no derivative there (the root"
+        " of a second moment of 0: put an ε inside it), or their product over the steps, their sum over tasks or a"
+        f" square in the rule overflows {meta_grad[i].dtype}: {SHORTER}"
     )
 
 
