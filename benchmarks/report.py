@@ -38,6 +38,8 @@ def parser(description, epilog):
 def parse(p, argv=None):
     """The arguments, once it is clear that the record and the pictures will have a place: a run may take hours."""
     args = p.parse_args(argv)
+    if args.seed is not None and args.seed < 0:
+        p.error(f"--seed must be 0 or more, got {args.seed}")
     try:
         require_writable(args.json, args.out / "picture.png")
     except OSError as error:

@@ -99,3 +99,11 @@ def test_relu_networks_have_second_derivatives():
     x, w1, w2 = tm.Tensor(1.5), tm.Tensor(0.7), tm.Tensor(-0.4)
     h = tm.hessian(lambda x, w1, w2: w2 * tm.relu(w1 * x), [x, w1, w2])
     np.testing.assert_allclose([[b.item() for b in row] for row in h], [[0, -0.4, 0.7], [-0.4, 0, 1.5], [0.7, 1.5, 0]])
+
+
+def test_a_tensor_at_two_positions_is_two_arguments():
+    """f = a² b at a = b = 2: ∂f/∂a = 8, ∂f/∂b = 4, H = [[2b, 2a], [2a, 0]]."""
+    x, f = tm.Tensor(2.0), lambda a, b: a * a * b
+    assert [part.item() for part in tm.jvp(f, [x, x], [1.0, 0.0])] == [8, 8]
+    assert [h.item() for h in tm.hvp(f, [x, x], [1.0, 0.0])] == [4, 4]
+    assert [[h.item() for h in row] for row in tm.hessian(f, [x, x])] == [[4, 4], [4, 0]]

@@ -257,7 +257,17 @@ def test_shards_are_asked_for_in_terms_of_the_function():
     for nothing in ({}, [], None, {"y": ()}):  # as the noise of an algorithm without noise
         tm.compile(lambda x, y: (tm.mean(x),), tasks=["x", "y"], shards=2)(x, nothing)
     with pytest.raises(TypeError, match="int64.*no mean over shards"):
-        tm.compile(lambda x: (tm.greater(x, 0).astype(np.int64),), tasks=["x"], shards=2)(x)
+        tm.compile(lambda x: (tm.sum(tm.greater(x, 0)),), tasks=["x"], shards=2)(x)
+    both = lambda x: (tm.mean(x), [x * 2, tm.sum(x, axis=1)])
+    for stacked, said in [((), "result 1 has"), ((0, 1), "result 0 does not have"), ((7,), "result 1 has")]:
+        with pytest.raises(ValueError, match=rf"stacked is \[.*\], but {said} an axis of tasks"):
+            tm.compile(both, tasks=["x"], stacked=stacked, shards=2)(x)
+    for stacked, error in [((-1,), ValueError), (("x",), TypeError)]:
+        with pytest.raises(error, match="a position in stacked must be 0 or more"):
+            tm.compile(both, tasks=["x"], stacked=stacked, shards=2)
+    for n in (0, 1, 5):  # also more shards than tasks, and no tasks
+        means, stacks = tm.compile(lambda w, x: (tm.mean(w * w), x * 2), tasks=["x"], stacked=[1], shards=2)(x, x[:n])
+        assert means.item() == 1 and stacks.shape == x[:n].shape
     with pytest.raises(TypeError, match="a list or a tuple"):
         tm.compile(tm.mean, tasks=["x"], shards=2)(x)
 
@@ -395,6 +405,18 @@ def test_zeros_of_two_signs_are_two_programs():
 
 def test_an_empty_argument_that_cannot_be_written():
     assert tm.compile(lambda x: x * 2)(np.broadcast_to(0.0, (0, 3))).shape == (0, 3)
+
+
+def test_a_call_inside_a_call_of_the_same_thread_is_refused(monkeypatch):
+    """As from a signal handler: the plan's arrays are in use."""
+    f = tm.compile(lambda x: x * 2)
+    f(np.ones(3))
+    ((_, plans),) = f.programs.values()
+    plans[0].calls.append(lambda: f(np.ones(3)))
+    with pytest.raises(RuntimeError, match="was called while it runs in the same thread"):
+        f(np.ones(3))
+    plans[0].calls.pop()
+    assert f(np.ones(3)).data.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import regression
 import tinymeta as tm
 
 RNG = np.random.default_rng(0)
@@ -536,3 +537,51 @@ def test_the_result_is_a_leaf_of_the_type_of_b():
     solution = tm.solvers.cg(matvec, bs, steps=30)  # far more than needed: nothing may divide by a vanished residual
     assert all(t.inputs == () for t in (*solution.x, *solution[1:]))
     assert solution.x[0].dtype == np.float32 and np.isfinite(solution.x[0].data).all()
+
+
+def test_parameters_that_depend_on_each_other_have_their_own_gradients():
+    """The inner gradient is the partial one, also of a Tensor given twice and of one that a rule makes of another."""
+    x = tm.Tensor(np.ones((1, 1)) * 0.0)
+
+    def bowl(phi, step):
+        return tm.sum((phi[0] - 1) ** 2 + (phi[1] - 3) ** 2, axis=1)
+
+    for create_graph in (False, True):
+        options = dict(lr=0.1, steps=1, create_graph=create_graph)
+        phi = tm.solvers.gradient_descent(bowl, [x, x], **options)
+        np.testing.assert_allclose([p.item() for p in phi], [0.2, 0.6], rtol=1e-12)
+        phi = tm.solvers.gradient_descent(bowl, [x, 2 * x], **options)
+        np.testing.assert_allclose([p.item() for p in phi], [0.2, 0.6], rtol=1e-12)
+
+
+def test_maml_through_a_rule_that_ties_its_results():
+    def tied(params, grads, state=None, *, lr):
+        new, _ = tm.solvers.sgd(params, grads, lr=lr)
+        return [new[0], new[1] + 0.1 * tm.mean(new[0], axis=(1, 2), keepdims=True), *new[2:]], None
+
+    theta, support, query = regression.problem()
+    options = dict(alpha=0.1, steps=3, rule=tied)
+    plain, graph = (tm.meta.adapt(regression.loss, theta, support, create_graph=c, **options) for c in (False, True))
+    for p, q in zip(plain, graph):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-12)
+    _, meta_grad = tm.meta.maml(regression.loss, theta, support, query, **options)
+
+    def objective(theta):
+        return tm.meta.maml(regression.loss, theta, support, query, **options)[0].item()
+
+    regression.assert_close(meta_grad, regression.finite_difference(objective, theta), rtol=1e-7)
+
+
+def test_arrays_serve_as_gradients_right_hand_sides_and_starts():
+    p, g = [tm.Tensor(np.ones(3))], [np.arange(3.0)]
+    for rule in (tm.solvers.sgd, tm.solvers.momentum, tm.solvers.nesterov, tm.solvers.adam):
+        for a, b in zip(rule(p, g, lr=0.1)[0], rule(p, [tm.Tensor(g[0])], lr=0.1)[0]):
+            np.testing.assert_array_equal(a.data, b.data)
+    b = [np.array([[1.0, 2.0]])]
+    assert tm.solvers.cg(lambda v: [2 * v[0]], b, steps=2, x0=b).x[0].data.tolist() == [[0.5, 1.0]]
+
+
+def test_an_exactly_null_direction_is_negative_curvature():
+    a = np.array([[1.0, 0.0]])
+    solution = tm.solvers.cg(lambda v: [a * v[0]], [tm.Tensor(np.array([[0.0, 1.0]]))], steps=2)
+    assert solution.negative_curvature.data.tolist() == [True] and np.isfinite(solution.x[0].data).all()

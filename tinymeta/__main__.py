@@ -34,6 +34,9 @@ def main(argv=None):
         print(explain(), flush=True)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(1, f"{parser.prog}: {error}\n")
     if args.svg:
         try:
             write_whole(args.svg, picture().encode())

@@ -37,6 +37,8 @@ def hvp(f, xs, vs, *, create_graph=False):
 def value(f, xs):
     function(f=f)
     xs = items("xs", xs)
+    twice = lambda x: isinstance(x, Tensor) and [x is y for y in xs].count(True) > 1
+    xs = [x[...] if twice(x) else x for x in xs]  # at each position it is an argument of its own
     return f(*xs), xs
 
 

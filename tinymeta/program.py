@@ -348,6 +348,8 @@ class Compiled:
         for name, collection in (("tasks", tasks), ("stacked", stacked), ("passes", passes)):
             if not isinstance(collection, (list, tuple, set, frozenset, range)):
                 raise TypeError(f"compile: {name} is a tuple, got {describe(collection)}: write ({name},)")
+        for i in stacked:
+            whole(**{"a position in stacked": i})
         functools.update_wrapper(self, f)
         self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
         self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
@@ -355,21 +357,30 @@ class Compiled:
         if unknown or shards > 1 and not tasks:
             raise ValueError(f"compile: shards={shards}, tasks={tuple(tasks)}: tasks are names of parameters of f")
         self.programs, self.lock, self.pool = {}, threading.Lock(), None
+        self.running = None  # the thread that holds the lock
         self.alive.add(self)
 
     def __call__(self, *args, **keywords):
         if state.tape:  # a part of another program
             return self.f(*args, **keywords)
+        if self.running == threading.get_ident():
+            raise RuntimeError(
+                "compile: this function was called while it runs in the same thread, by a signal handler?"
+            )
         with self.lock:  # a plan has one set of arrays
-            if self.shards > 1:
-                return self.sharded(self.signature.bind(*args, **keywords))
-            tree, arrays = flatten((args, keywords))
-            plan = self.plan(0, tree, arrays)
-            return unflatten(plan.tree, iter(plan(arrays)))
+            try:
+                self.running = threading.get_ident()
+                if self.shards > 1:
+                    return self.sharded(self.signature.bind(*args, **keywords))
+                tree, arrays = flatten((args, keywords))
+                plan = self.plan(0, tree, arrays)
+                return unflatten(plan.tree, iter(plan(arrays)))
+            finally:
+                self.running = None
 
     def plan(self, shard, tree, arrays):
         """A shard's own plan of the program for such arrays."""
-        key = tree, tuple((a.shape, a.dtype) for a in arrays)
+        key = key_of(tree, arrays)
         if key not in self.programs:
             program = self.trace(tree, arrays)
             if len(self.programs) == PROGRAMS:
@@ -393,13 +404,21 @@ class Compiled:
         ends = [n * i // self.shards for i in range(self.shards + 1)]
         parts = [(a, b) for a, b in zip(ends, ends[1:]) if a < b] or [(0, 0)]
         values = [[x[a:b] if split else x for x, split in zip(arrays, of_tasks)] for a, b in parts]
+        if len(parts) > 1 and key_of(tree, values[0]) not in self.programs:
+            self.require_stacked(tree, arrays, of_tasks)
         plans = [self.plan(i, tree, part) for i, part in enumerate(values)]
         results = self.run(plans, values)
-        tree, weights = plans[0].tree, [(b - a) / (n or 1) for a, b in parts]
-        if tree is Tensor or tree[0] not in (list, tuple):
-            raise TypeError("compile: with shards, f returns a list or a tuple: its positions tell how to join results")
-        stacked = [i in self.stacked for i, part in enumerate(tree[1:]) for _ in range(count(part))]
-        return unflatten(tree, (combine(ys, weights, stack) for *ys, stack in zip(*results, stacked)))
+        tree, weights = plans[0].tree, [(b - a) / n if n else 1.0 for a, b in parts]
+        return unflatten(tree, (combine(ys, weights, i in self.stacked) for *ys, i in zip(*results, positions(tree))))
+
+    def require_stacked(self, tree, arrays, of_tasks):
+        """Raise ValueError unless `stacked` is what grows with the number of tasks."""
+        with Compiled.tracing:
+            one, two = (self.tried(tree, [a[:n] if split else a for a, split in zip(arrays, of_tasks)]) for n in (1, 2))
+        for i, y, z in zip(positions(one.tree), one.outputs, two.outputs):
+            if (y.shape != z.shape) != (i in self.stacked):
+                does = "does not have" if i in self.stacked else "has"
+                raise ValueError(f"compile: stacked is {sorted(self.stacked)}, but result {i} {does} an axis of tasks")
 
     def run(self, plans, values):
         limit = one_blas_thread()
@@ -430,19 +449,34 @@ class Compiled:
     def trace(self, tree, arrays):
         with Compiled.tracing:
             program = Program(self.f, tree, arrays)
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                for sign in (1, -1):
-                    try:
-                        require_same(program, Program(self.f, tree, moved(arrays, sign), len(program.nodes)))
-                    except Differs:
+            for sign in (1, -1):
+                try:
+                    require_same(program, self.tried(tree, moved(arrays, sign), len(program.nodes)))
+                except Differs:
+                    raise
+                except Exception:
+                    if sign > 0:  # otherwise f asks for positive numbers
                         raise
-                    except Exception:
-                        if sign > 0:  # otherwise f asks for positive numbers
-                            raise
         for optimise in self.passes:
             optimise(program)
         return program
+
+    def tried(self, tree, arrays, most=math.inf):
+        """The Program of f on other arrays, whose warnings nobody wants."""
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return Program(self.f, tree, arrays, most)
+
+
+def key_of(tree, arrays):
+    return tree, tuple((a.shape, a.dtype) for a in arrays)
+
+
+def positions(tree):
+    """For each Tensor in a nested result, its place in the outermost list or tuple."""
+    if tree is Tensor or tree[0] not in (list, tuple):
+        raise TypeError("compile: with shards, f returns a list or a tuple: its positions tell how to join results")
+    return [i for i, part in enumerate(tree[1:]) for _ in range(count(part))]
 
 
 def forked():
@@ -450,7 +484,7 @@ def forked():
     Compiled.tracing = threading.RLock()
     one_blas_thread.cache_clear()
     for compiled in Compiled.alive:
-        compiled.lock, compiled.pool = threading.Lock(), None
+        compiled.lock, compiled.pool, compiled.running = threading.Lock(), None, None
 
 
 if hasattr(os, "register_at_fork"):

@@ -138,7 +138,7 @@ def alongside(params, **lists):
     """[params, *lists], all as lists of Tensors of one length."""
     params = parameters("params", params)
     for name, xs in lists.items():
-        lists[name] = items(name, xs)
+        lists[name] = [Tensor(x) for x in items(name, xs)]
         if len(lists[name]) != len(params):
             raise ValueError(f"{len(params)} parameters but {len(lists[name])} {name}: there must be one for each")
         lists[name] = parameters(name, lists[name])
@@ -191,15 +191,15 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     check_steps(steps)
     whole(cut=cut)
     function(loss=loss, rule=rule)
+    own = lambda phi: [p[...] for p in phi]  # a step's own nodes: none is another one's input, or an older step's
     phi, state = parameters("phi", phi), None
+    if steps:
+        phi = stop_gradient(phi) if cut else own(phi)
     yield phi
     for k in range(steps):
         g = grad(sum(of_tasks(loss(phi, k), phi)), phi, create_graph=create_graph and k >= cut)
-        moved, state = update(rule, phi, g, state, lr)
-        # What the rule left alone becomes a node of this step, or its gradient would come by way of all steps before.
-        phi = [p[...] if p is before else p for p, before in zip(moved, phi, strict=True)]
-        if k < cut:
-            phi, state = stop_gradient((phi, state))
+        phi, state = update(rule, phi, g, state, lr)
+        phi, state = stop_gradient((phi, state)) if k < cut else (own(phi), state)
         yield phi
 
 
@@ -310,7 +310,7 @@ def cg(matvec, b, *, steps, x0=None, tol=1e-10):
     if x0 is None:
         x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
     else:
-        x = [Tensor(x_i) / per_task(unit, b_i) for x_i, b_i in zip(like("x0", x0, b), b)]
+        x = [Tensor(x_i) / per_task(unit, b_i) for x_i, b_i in zip(like("x0", map(Tensor, items("x0", x0)), b), b)]
         r = [b_i - a_i for b_i, a_i in zip(b, product(x))]
     tol = builtins.max(tol, np.finfo(b[0].dtype).eps)
     p, rr, enough = r, dot(r, r), tol**2 * dot(b, b)
@@ -349,7 +349,7 @@ def neumann(matvec, b, *, steps, eta, x0=None):
     if x0 is None:
         x, r = [Tensor(np.zeros_like(b_i.data)) for b_i in b], b
     else:
-        x = like("x0", x0, b)
+        x = like("x0", map(Tensor, items("x0", x0)), b)
         r = [b_i - a_i for b_i, a_i in zip(b, product(x))]
     before = sqrt(dot(r, r))
     negative, iterations = less(before, 0), Tensor(np.full(before.shape, steps, np.int64))
@@ -386,7 +386,7 @@ def checked(name, matvec, b, steps):
     function(matvec=matvec)
     if isinstance(b, (Tensor, np.ndarray)) or not hasattr(b, "__iter__"):
         raise TypeError(f"{name} needs b as a list of Tensors (tasks, ...), got {describe(b)}")
-    b = parameters("b", b)
+    b = parameters("b", map(Tensor, b))
     shapes = [b_i.shape for b_i in b]
     if len({shape[:1] for shape in shapes} | {()}) != 2:
         raise ValueError(f"{name}: b has shapes {shapes}, expected (tasks, ...) with one number of tasks")

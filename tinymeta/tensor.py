@@ -183,6 +183,8 @@ def stop_gradient(x):
     if isinstance(x, (list, tuple)):
         parts = [stop_gradient(value) for value in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    if hasattr(x, "__iter__") and not isinstance(x, (str, bytes, np.ndarray, np.generic)):
+        raise TypeError(f"stop_gradient takes a Tensor, or lists, tuples and dicts of them, got {describe(x)}")
     return x
 
 

@@ -13,7 +13,7 @@ subtracts. θ itself is never changed.
 """
 
 from .. import solvers
-from ..arguments import FLOATS, describe, function
+from ..arguments import FLOATS, describe, function, items
 from ..ops import broadcast_to
 from ..solvers import check_steps, gradient_descent, like, parameters, sgd, step_sizes
 from ..tensor import Tensor, ancestors, stop_gradient
@@ -37,7 +37,8 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
     objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
     if solve is not None:
         function(solve=solve)
-        return like("what solve returned", solve(objective, stop_gradient(phi), lr=alpha, steps=steps), phi)
+        found = solve(objective, stop_gradient(phi), lr=alpha, steps=steps)
+        return like("what solve returned", map(Tensor, items("what solve returned", found)), phi)
     phi = phi if create_graph else stop_gradient(phi)
     return gradient_descent(objective, phi, lr=alpha, steps=steps, rule=rule, create_graph=create_graph)
 
@@ -113,7 +114,7 @@ def task_losses(loss, phi, data, theta=()):
         )
     if theta and any(z is t for z in ancestors([losses], theta) for t in theta):
         raise ValueError(
-            f"{name_of(loss)} depends on theta itself, beside the parameters that it is given, and first order would"
+            f"{name_of(loss)} depends on theta itself, beside the parameters that it is given, and this algorithm would"
             " leave that out: use tm.meta.maml, or a constant tm.stop_gradient(theta) in the loss"
         )
     return losses

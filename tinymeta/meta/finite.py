@@ -97,7 +97,8 @@ def place(result, algorithm, loss, theta, support, query, options):
         what = [f"meta_grad[{i}]" for i in broken(result[1])] or ["the query loss"]
         return (
             f"{what[0]} is not finite, but run again eagerly all is: the numbers are at the end of {query_loss.dtype}'s"
-            f" range, and rounding, which differs in a compiled or sharded function, decides; {SHORTER}"
+            f" range, and rounding, which differs in a compiled or sharded function, decides: {SHORTER}; or the loss or"
+            " `batch` draws random numbers, others than before"
         )
     if not broken(meta_grad):
         return f"the mean of the query losses overflows {query_loss.dtype}, though each is finite: {SHORTER}"

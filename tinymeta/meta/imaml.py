@@ -61,6 +61,7 @@ def imaml(
     theta = check(theta, support, query)
     objective = proximal(loss, theta, lam)
     phi = adapt(objective, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule, solve=solve)
+    task_losses(loss, phi, query, theta)  # refuses a loss that sees θ itself, which the equation leaves out
     return implicit_gradient(
         loss, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, linear_solver=linear_solver,
         report=report,

@@ -21,7 +21,7 @@ from ..arguments import describe, whole
 from ..ops import exp, mean
 from ..solvers import cg, dot, parameters, sgd
 from ..tensor import stop_gradient
-from .adapt import adapt, check
+from .adapt import adapt, check, task_losses
 from .imaml import implicit_gradient, proximal, warn_of_negative_curvature, warn_of_unsolved
 
 
@@ -39,6 +39,7 @@ def shrinkage(
     weights, lam = precisions(theta, modules)
     objective = proximal(loss, weights, lam)
     phi = adapt(objective, weights, support, alpha=alpha, steps=steps, batch=batch, rule=rule, solve=solve)
+    task_losses(loss, phi, query, theta)  # refuses a loss that sees θ itself, which the equation leaves out
     query_loss, weights_bar, solution = implicit_gradient(
         loss, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, linear_solver=linear_solver, report=True
     )
