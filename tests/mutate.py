@@ -60,15 +60,14 @@ CALLS = 300  # of a function, that are traced in a test
 class Mutant(NamedTuple):
     file: str
     line: int
-    column: int
-    scope: str  # the function that it is in
-    before: str
-    after: str
+    name: str  # function: what it says  ->  what it says instead; from the second such one on with a number
     lines: tuple  # whose tests may catch it, those in a lambda negative; (None,): the whole file's
     put: Callable  # makes the mistake, in parsed(file)
 
+    scope = property(lambda m: (m.file, m.name.partition(":")[0]))
+
     def __str__(self):
-        return f"{self.file}:{self.line}:{self.column} {self.scope}: {self.before}  ->  {self.after}"
+        return f"{self.file}:{self.line} {self.name}"
 
 
 MESSAGES = {"describe", "name_of", "name", "__repr__", "__str__", "isinstance", "hasattr", "warn", "simplefilter"}
@@ -88,14 +87,16 @@ def parsed(file):
 
 def mutants(file):
     """All mistakes that can be made in a file of tinymeta."""
-    seen = set()
+    count = Counter()
     for node, put, scope, lines in visit(parsed(file), None, "", (None,)):
-        for new in mistakes(node, scope):
-            at = node.target if isinstance(node, ast.comprehension) else node
-            mutant = at.lineno, at.col_offset, scope, ast.unparse(node), ast.unparse(new)
-            if mutant not in seen and ast.unparse(node) != ast.unparse(new):
-                seen.add(mutant)
-                yield Mutant(file, *mutant, lines, partial(put, ast.copy_location(new, at)))
+        at = node.target if isinstance(node, ast.comprehension) else node
+        before = ast.unparse(node)
+        for after, new in {ast.unparse(new): new for new in mistakes(node, scope)}.items():
+            if after != before:
+                name = f"{scope}: {before}  ->  {after}"
+                count[name] += 1
+                name += f"  ({count[name]})" * (count[name] > 1)
+                yield Mutant(file, at.lineno, name, lines, partial(put, ast.copy_location(new, at)))
 
 
 def visit(node, put, scope, lines):
@@ -364,18 +365,21 @@ def campaign(args, plugin, items, broken):
         for file, lines in files.items():
             for line in (None, *lines):
                 tests_of[file, line].add(name)
-    chosen = [m for file in args.only or FILES for m in mutants(file)]
+    lines = (ROOT / "tests/equivalent.txt").read_text().splitlines()
+    known = {line for line in lines if not line.startswith("#")}
+    chosen = [m for file in args.only or FILES for m in mutants(file) if f"{m.file} {m.name}" not in known]
     if args.sample:
         chosen = sorted(random.Random(args.seed).sample(chosen, min(args.sample, len(chosen))), key=chosen.index)
     digest = {file: hashlib.sha1((SOURCE / file).read_bytes()).hexdigest() for file in FILES}
     caught = dict(map(json.loads, args.out.read_text().splitlines())) if args.out.exists() else {}
-    key = {m: f"{digest[m.file]} {m}" for m in chosen}
+    key = {m: f"{digest[m.file]} {m.file} {m.name}" for m in chosen}
     todo = [m for m in chosen if key[m] not in caught or args.again and not caught[key[m]]]
-    successful = defaultdict(set)  # tests that have caught a mistake in the same function come first, then the fastest
+    successful = defaultdict(set)  # tests that have caught a mistake in the same function, which come first
 
     def tests(m):
         names = set().union(*(tests_of[m.file, line] for line in m.lines))
-        order = sorted(names, key=lambda name: (name not in successful[m.file, m.scope], seconds[name]))
+        own = f"test_{Path(m.file).stem}."
+        order = sorted(names, key=lambda name: (name not in successful[m.scope], own not in name, seconds[name]))
         total = itertools.accumulate(seconds[name] for name in order)
         return {name: seconds[name] for name, until in zip(order, total) if until < args.budget}
 
@@ -389,7 +393,7 @@ def campaign(args, plugin, items, broken):
     with args.out.open("a") as file:
         for i, (m, by) in enumerate(forked(todo, args.jobs, work), 1):
             caught[key[m]] = by
-            successful[m.file, m.scope].add(by)
+            successful[m.scope].add(by)
             print(json.dumps([key[m], by]), file=file, flush=True)
             progress(f"{i} of {len(todo)} mistakes, {sum(not caught.get(key[n], True) for n in chosen)} survive")
     page([(m, caught[key[m]]) for m in chosen])
