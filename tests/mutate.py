@@ -1,23 +1,22 @@
 """How much do the tests catch? One small mistake at a time is put into tinymeta, and the tests that run its line too.
 
     python -m tests.mutate                              everything
-    python -m tests.mutate --only ops.py                one file
+    python -m tests.mutate --only ops.py conv.py        some files
     python -m tests.mutate --sample 200 --seed 1        a sample
 
 The mistakes are of one expression each: another operator; a term, factor, operand, argument, sign or `not` left out; a
 number or flag changed; two neighbours exchanged; a condition turned round; a statement dropped; every pullback negated
 and doubled. What only makes an error message is left alone. A mistake that no test catches is a survivor: a test is
-missing, or the mistake changes no result.
+missing, or the mistake changes no result. The latter are listed in equivalent.txt, by reasons, and not made.
 
 All tests are collected once. Each mistake then gets a fork of that process, where the code of the live functions is
 exchanged; only if other code has changed does the fork import everything afresh. Which tests run which lines, and for
 how long, is found out first, by sys.settrace, and kept beside --out. Tests that run in a process of their own, and
-those of the benchmarks, don't count. All of it takes HOURS on two cores, the tracing MINUTES of them.
+those of the benchmarks, don't count. All of it takes about HOURS on two idle cores, MINUTES of them for the tracing.
 """
 
 import argparse
 import ast
-import copy
 import gc
 import hashlib
 import itertools
@@ -33,16 +32,15 @@ import threading
 import time
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from functools import cache, partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "tinymeta"
+from tests.mistakes import SOURCE, mutants, parsed
+
+ROOT = SOURCE.parent
 FILES = [
     *("ops.py", "conv.py", "nn.py", "solvers.py", "calculus.py", "tensor.py"),
     *sorted(f"meta/{path.name}" for path in (SOURCE / "meta").glob("[!_]*.py")),
@@ -53,142 +51,6 @@ TESTS = ["tests", "tinymeta", *(f"--ignore=tests/test_{name}.py" for name in OTH
 QUIET = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
 MEMORY = 4 << 30  # bytes that a mistake may take
 CALLS = 300  # of a function, that are traced in a test
-
-# ---- mistakes --------------------------------------------------------------------------------------------------------
-
-
-class Mutant(NamedTuple):
-    file: str
-    line: int
-    name: str  # function: what it says  ->  what it says instead; from the second such one on with a number
-    lines: tuple  # whose tests may catch it, those in a lambda negative; (None,): the whole file's
-    put: Callable  # makes the mistake, in parsed(file)
-
-    scope = property(lambda m: (m.file, m.name.partition(":")[0]))
-
-    def __str__(self):
-        return f"{self.file}:{self.line} {self.name}"
-
-
-MESSAGES = {"describe", "name_of", "name", "__repr__", "__str__", "isinstance", "hasattr", "warn", "simplefilter"}
-OTHER = {
-    **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.Pow: [ast.Mult]},
-    **{ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd], ast.And: [ast.Or], ast.Or: [ast.And]},
-    **{ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.GtE], ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt, ast.LtE]},
-    **{ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is]},
-    **{ast.In: [ast.NotIn], ast.NotIn: [ast.In]},
-}
-
-
-@cache
-def parsed(file):
-    return ast.parse((SOURCE / file).read_bytes())
-
-
-def mutants(file):
-    """All mistakes that can be made in a file of tinymeta."""
-    count = Counter()
-    for node, put, scope, lines in visit(parsed(file), None, "", (None,)):
-        at = node.target if isinstance(node, ast.comprehension) else node
-        before = ast.unparse(node)
-        for after, new in {ast.unparse(new): new for new in mistakes(node, scope)}.items():
-            if after != before:
-                name = f"{scope}: {before}  ->  {after}"
-                count[name] += 1
-                name += f"  ({count[name]})" * (count[name] > 1)
-                yield Mutant(file, at.lineno, name, lines, partial(put, ast.copy_location(new, at)))
-
-
-def visit(node, put, scope, lines):
-    """(node, put(another) in its place, the function it is in, the lines that stand for it) of all that may change."""
-    called = getattr(node, "func", None)
-    names = {getattr(called, "id", None), getattr(called, "attr", None), getattr(node, "name", None)}
-    if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)) or names & MESSAGES:
-        return
-    if isinstance(node, ast.FunctionDef):
-        scope, lines = node.name, tuple(range(node.body[0].lineno, node.end_lineno + 1))
-    elif isinstance(node, ast.Lambda):
-        lines = tuple(-line for line in range(node.lineno, node.end_lineno + 1))
-    elif isinstance(node, ast.stmt) and scope:
-        body = getattr(node, "body", None)  # of which a line of its own is left out
-        lines = tuple(range(node.lineno, max(body[0].lineno, node.lineno + 1) if body else node.end_lineno + 1))
-    yield node, put, scope, lines
-    for field, value in ast.iter_fields(node):
-        for i, child in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(child, ast.AST):
-                place = partial(value.__setitem__, i) if isinstance(value, list) else partial(setattr, node, field)
-                yield from visit(child, place, scope, lines)
-
-
-def mistakes(node, scope):
-    """What may stand in a node's place."""
-
-    def but(**fields):
-        new = copy.copy(node)
-        vars(new).update(fields)
-        return new
-
-    def exchanged(field):
-        items = getattr(node, field)
-        for i, (a, b) in enumerate(zip(items, items[1:])):
-            if not isinstance(a, ast.Starred) and not isinstance(b, ast.Starred):
-                yield but(**{field: [*items[:i], b, a, *items[i + 2 :]]})
-
-    def without(*fields):
-        for i in range(len(getattr(node, fields[0]))):
-            yield but(**{f: [x for j, x in enumerate(getattr(node, f)) if j != i] for f in fields})
-
-    match node:
-        case ast.BinOp(left, op, right):
-            yield from (but(op=other()) for other in OTHER.get(type(op), []))
-            yield copy.copy(left)
-            if isinstance(op, (ast.Add, ast.Mult, ast.BitAnd, ast.BitOr)):
-                yield copy.copy(right)
-            elif isinstance(op, ast.Sub):
-                yield ast.UnaryOp(ast.USub(), right)
-            elif isinstance(op, ast.Div):
-                yield but(left=ast.Constant(1))
-        case ast.UnaryOp(_, operand):
-            yield copy.copy(operand)
-        case ast.Constant(bool() as value):
-            yield but(value=not value)
-        case ast.Constant(int() | float() as value):
-            yield but(value=value + 1 if value % 1 == 0 else 1.2 * value)
-        case ast.Compare(_, ops, _):
-            for i, op in enumerate(ops):
-                yield from (but(ops=[*ops[:i], other(), *ops[i + 1 :]]) for other in OTHER[type(op)])
-        case ast.BoolOp(op, values):
-            yield but(op=OTHER[type(op)][0]())
-            yield from without("values") if len(values) > 2 else map(copy.copy, values)
-        case ast.Call():
-            yield from (*exchanged("args"), *without("keywords"))
-        case ast.Dict():
-            yield from without("keys", "values")
-        case ast.Tuple(_, ast.Load()):
-            yield from exchanged("elts")
-        case ast.AugAssign(_, op, _):
-            yield from (but(op=other()) for other in OTHER.get(type(op), []))
-            yield ast.Pass()
-        case ast.Assign(targets, value):
-            read = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
-            parts = [n for target in targets for n in getattr(target, "elts", [target])]
-            if any(not isinstance(n, ast.Name) or n.id in read for n in parts):
-                yield ast.Pass()
-        case ast.Expr(ast.Call() | ast.Yield() | ast.YieldFrom()) | ast.Delete() | ast.Break() | ast.Continue():
-            yield ast.Pass()
-        case ast.Lambda(ast.arguments([], [_, ast.arg(arg=second), *_]), body) if second.endswith("_bar"):
-            yield from (but(body=other) for other in pulled_wrongly(body))
-        case ast.Return(value) if scope == "pullback":
-            yield from (but(value=other) for other in pulled_wrongly(value))
-        case ast.If(test) | ast.IfExp(test) if not isinstance(test, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
-            yield but(test=ast.UnaryOp(ast.Not(), test))
-        case ast.comprehension(ifs=[test]):
-            yield but(ifs=[ast.UnaryOp(ast.Not(), test)])
-
-
-def pulled_wrongly(x_bar):
-    return ast.UnaryOp(ast.USub(), x_bar), ast.BinOp(ast.Constant(2), ast.Mult(), x_bar)
-
 
 # ---- running tests ---------------------------------------------------------------------------------------------------
 
@@ -311,7 +173,7 @@ def forked(tasks, jobs, work):
 def coverage(path, jobs, plugin, items):
     """{test: (seconds, {file: lines that it runs, those in lambdas negative})}. What `path` knows is not run again."""
     digest = lambda paths: hashlib.sha1(b"".join(p.read_bytes() for p in sorted(paths))).hexdigest()
-    helpers = [p for p in (ROOT / "tests").glob("*.py") if not p.name.startswith("test_") and p.name != "mutate.py"]
+    helpers = [ROOT / "tests" / f"{name}.py" for name in ("conftest", "programs", "regression")]
     shared = digest([*SOURCE.rglob("*.py"), *helpers])
     key = {name: f"{shared} {digest([item.path])} {name}" for name, item in items.items()}
     known = dict(map(json.loads, path.read_text().splitlines())) if path.exists() else {}
@@ -365,9 +227,8 @@ def campaign(args, plugin, items, broken):
         for file, lines in files.items():
             for line in (None, *lines):
                 tests_of[file, line].add(name)
-    lines = (ROOT / "tests/equivalent.txt").read_text().splitlines()
-    known = {line for line in lines if not line.startswith("#")}
-    chosen = [m for file in args.only or FILES for m in mutants(file) if f"{m.file} {m.name}" not in known]
+    equivalent = set((ROOT / "tests/equivalent.txt").read_text().splitlines())
+    chosen = [m for file in args.only or FILES for m in mutants(file) if f"{m.file} {m.name}" not in equivalent]
     if args.sample:
         chosen = sorted(random.Random(args.seed).sample(chosen, min(args.sample, len(chosen))), key=chosen.index)
     digest = {file: hashlib.sha1((SOURCE / file).read_bytes()).hexdigest() for file in FILES}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mutate
+from tests import mistakes
 
 CAUGHT = [
     "ops.py tanh: lambda y, y_bar: y_bar * (1 - y * y)  ->  lambda y, y_bar: 2 * (y_bar * (1 - y * y))",
@@ -41,7 +41,7 @@ def test_mistakes_are_caught():
 
 def test_mistakes_of_every_kind_are_made():
     """In the file of conv2d; none of them twice, and none in an error message."""
-    made = [m.name for m in mutate.mutants("conv.py")]
+    made = [m.name for m in mistakes.mutants("conv.py")]
     assert len(set(made)) == len(made)
     for name in [
         "conv2d: k * k * c  ->  k * k / c",

@@ -52,15 +52,13 @@ def test_recurrences():
 
 def test_default_options():
     """μ = 0.9; β₁ = 0.9, β₂ = 0.999, ε = 10⁻⁸, which counts where gradients are as small."""
-    g = [np.array([1e-8, 2e-8]), np.array([3e-8, -1e-8])]
     for rule, options in [
         (tm.solvers.momentum, {"mu": 0.9}),
         (tm.solvers.nesterov, {"mu": 0.9}),
         (tm.solvers.adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}),
     ]:
-        steps = [iter(g), iter(g)]
-        default = run(rule, np.zeros(2), lambda p: next(steps[0]), 2, lr=1.0)
-        np.testing.assert_array_equal(default, run(rule, np.zeros(2), lambda p: next(steps[1]), 2, lr=1.0, **options))
+        found, expected = (run(rule, np.ones(2), lambda p: p * [1e-8, 3e-8], 2, lr=1.0, **o) for o in ({}, options))
+        np.testing.assert_array_equal(found, expected)
     assert run(tm.solvers.adam, 0.0, lambda p: 1e-8, 1, lr=1.0) == pytest.approx(-(0.5**0.5), rel=1e-12)
 
 
