@@ -178,13 +178,16 @@ def test_values_of_ops_that_numpy_lacks():
         np.testing.assert_allclose(op(x).data, value, rtol=1e-13, err_msg=op.__name__)
     np.testing.assert_array_equal(tm.scatter([1.0, 2.0, 4.0], POSITIONS, 4).data, [2, 0, 5, 0])
     np.testing.assert_array_equal(tm.sum_to(np.ones((2, 3, 4)), (3, 1)).data, [[8], [8], [8]])
+    np.testing.assert_array_equal(tm.sum_to(np.ones((2, 3)), 3).data, [2, 2, 2])
     np.testing.assert_array_equal(tm.squeeze(np.ones((1, 2, 1)), -1).data, [[1, 1]])
 
 
 @each_row
-def test_arrays_are_constants(name, op, xs):
-    """What is given as an array is a leaf of the graph."""
-    assert all(isinstance(z, tm.Tensor) for z in tensor.graph(op(*xs)))
+def test_arrays_and_lists_are_constants(name, op, xs):
+    """What is given as one is a leaf of the graph."""
+    y, z = op(*xs), op(*[x.tolist() if x.size else x for x in xs])
+    assert all(isinstance(node, tm.Tensor) for node in tensor.graph(y, z))
+    np.testing.assert_array_equal(y.data, z.data)
 
 
 def test_masks_are_arrays_lists_or_tensors():
@@ -223,7 +226,7 @@ def test_something_times_itself():
     assert tm.multiply(*[3] * 2).item() == 9
 
 
-INDICES = [2, -1, slice(None), slice(3, 0, -2), ..., None, (1, ..., 0), (slice(1, None), None, -1), ([0, 2, 0],), (..., [1, 1]),
+INDICES = [2, -1, [], slice(None), slice(3, 0, -2), ..., None, (1, ..., 0), (slice(1, None), None, -1), ([0, 2, 0],), (..., [1, 1]),
            ([0, 1], [2, 3]), ([0, 1], slice(None), [1]), np.arange(4)[:, None], np.array([True, False, True, False]), ()]  # fmt: skip
 
 
@@ -414,6 +417,19 @@ def test_astype():
     for dtype in (np.float16, complex, object, str):
         with pytest.raises(TypeError, match="a Tensor holds float32"):
             x.astype(dtype)
+    assert (tm.astype([1.5, -2.5], "float32") == x).data.all() and tm.astype([1.5], int).data.tolist() == [1]
+    compiled = tm.compile(lambda x: x.astype(np.int64))
+    assert compiled(x).data.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    "shape, new",
+    [((0, 3), (0, -1)), ((0, 3), (-1, 0)), ((2, 3), (-1, -1)), ((2, 3), (-2, -3)), ((2, 3), (3,)), ((2, 3), (-1, 4))],
+    ids=str,
+)
+def test_shapes_that_do_not_fit_are_refused(shape, new):
+    with pytest.raises(ValueError, match="which don't make"):
+        tm.reshape(np.ones(shape), new)
 
 
 def test_matmul_and_min_keep_types():
