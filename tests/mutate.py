@@ -89,9 +89,24 @@ def trial(mutant, tests, plugin, items):
     old = compile((SOURCE / mutant.file).read_bytes(), path, "exec")
     mutant.put()
     new = compile(ast.fix_missing_locations(parsed(mutant.file)), path, "exec")
-    if exchange(old, new, functions(path), False):
+    live = {key: found for key, found in functions(path).items() if key[1] not in run_at_import(mutant.file)}
+    if exchange(old, new, live, False):
         return plugin.first_failure(items, tests)
     return trial_afresh(path, new, tests)
+
+
+@cache
+def run_at_import(file):
+    """The names that are called outside of functions, as decorators or by map: the makers of functions."""
+    todo, names = list(parsed(file).body), set()
+    while todo:
+        node = todo.pop()
+        decorators = getattr(node, "decorator_list", None)
+        calls = [n for root in (decorators or [node]) for n in ast.walk(root) if isinstance(n, ast.Call)]
+        called = [part for call in calls for part in (call.func, *call.args)] if decorators != [] else []
+        names |= {n.id for n in [*(decorators or []), *called] if isinstance(n, ast.Name)}
+        todo += node.body if isinstance(node, ast.ClassDef) else []
+    return names
 
 
 @cache

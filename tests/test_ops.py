@@ -57,7 +57,7 @@ TABLE = {
     "matmul": [
         (tm.matmul, [real(*a), real(*b)], "ℝ")
         for a, b in [((2, 3), (3, 2)), ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((2, 1, 2, 3), (3, 3, 1)),
-                     ((3,), (2, 3, 2)), ((2, 2, 3), (3,)), ((1, 2, 3), (2, 3, 2))]
+                     ((3,), (2, 3, 2)), ((2, 2, 3), (3,)), ((1, 2, 3), (2, 3, 2)), ((2, 2), (2, 2, 2, 1)), ((2, 2, 1, 2), (2, 2))]
     ],
     "max": [(tm.max, [apart(2, 3)], "no ties"), (lambda x: tm.max(x, -1, keepdims=True), [apart(2, 3)], "no ties"),
             (lambda x: tm.max(x, (0, 2)), [apart(2, 2, 2)], "no ties")],
@@ -95,7 +95,8 @@ TABLE = {
     "transpose": [(tm.transpose, [real(2, 3)], "ℝ"), (lambda x: tm.transpose(x, (1, -1, 0)), [real(2, 3, 1)], "ℝ")],
     "where": [(lambda x, y: tm.where(MASK, x, y), [real(3, 1), real(4)], "ℝ"), (lambda x: tm.where(MASK, 0, x), [real(3, 4)], "ℝ"),
               (lambda x, y: tm.where(MASK, x, y), [real(1), real(1)], "ℝ, a larger mask"),
-              (lambda x: tm.where(MASK, x, 0), [real()], "ℝ, a larger mask")],
+              (lambda x: tm.where(MASK, x, 0), [real()], "ℝ, a larger mask"),
+              (lambda x: tm.where(MASK, x, 0), [real(3, 4)], "ℝ")],
 }  # fmt: skip
 
 # Piecewise constant: the derivative is 0, of the input's shape.
@@ -226,7 +227,7 @@ def test_something_times_itself():
     assert tm.multiply(*[3] * 2).item() == 9
 
 
-INDICES = [2, -1, [], slice(None), slice(3, 0, -2), ..., None, (1, ..., 0), (slice(1, None), None, -1), ([0, 2, 0],), (..., [1, 1]),
+INDICES = [2, -1, slice(None), slice(3, 0, -2), ..., None, (1, ..., 0), (slice(1, None), None, -1), ([0, 2, 0],), (..., [1, 1]),
            ([0, 1], [2, 3]), ([0, 1], slice(None), [1]), np.arange(4)[:, None], np.array([True, False, True, False]), ()]  # fmt: skip
 
 
@@ -239,6 +240,10 @@ def test_indexing_is_numpys(index):
         for i in (index if isinstance(index, tuple) else (index,))
     )
     np.testing.assert_array_equal(tm.Tensor(x)[arrays_as_tensors].data, x[index])
+
+
+def test_an_empty_list_is_an_index():
+    assert tm.Tensor(real(4, 3))[[]].shape == tm.Tensor(real(4, 3))[[], :].shape == (0, 3)
 
 
 BINARY = [
@@ -257,6 +262,7 @@ def test_operators():
     a, b = real(2, 2), positive(2, 2)
     x, y = tm.Tensor(a), tm.Tensor(b)
     results = [(f(*pair), f(a, b)) for f in BINARY for pair in [(x, y), (a, y), (x, b)]]  # an array on either side
+    results += [(f(x, x), f(a, a)) for f in BINARY[6:12]]
     for result, expected in results + [(f(x), f(a)) for f in OTHERS]:
         assert isinstance(result, tm.Tensor)
         np.testing.assert_allclose(result.data, expected, rtol=1e-15)
@@ -432,8 +438,17 @@ def test_shapes_that_do_not_fit_are_refused(shape, new):
         tm.reshape(np.ones(shape), new)
 
 
+@pytest.mark.parametrize("axis", [2, 5, -3, -7, (0, 0), (0, -2), (0, 2), 1.0])
+def test_axes_that_do_not_exist_are_refused(axis):
+    with pytest.raises((ValueError, TypeError)):
+        tm.sum(np.ones((2, 3)), axis)
+
+
 def test_matmul_and_min_keep_types():
     w = tm.Tensor(np.ones((2, 2), np.float32))
+    for pair in [(w, 2), (2, w), (w, tm.Tensor(np.float32(2)))]:
+        with pytest.raises(ValueError, match="a 0-d Tensor is no matrix"):
+            tm.matmul(*pair)
     assert (np.arange(4).reshape(2, 2) @ w).dtype == np.float32
     with pytest.raises(TypeError, match="matmul of float32 and float64"):
         np.ones((2, 2)) @ w
