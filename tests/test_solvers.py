@@ -719,3 +719,12 @@ def test_an_exactly_null_direction_is_negative_curvature():
     a = np.array([[1.0, 0.0]])
     solution = tm.solvers.cg(lambda v: [a * v[0]], [tm.Tensor(np.array([[0.0, 1.0]]))], steps=2)
     assert solution.negative_curvature.data.tolist() == [True] and np.isfinite(solution.x[0].data).all()
+
+
+@pytest.mark.parametrize("relative, unconverged", [(0.09, False), (0.11, True), (0.3, True)])
+def test_unconverged_is_a_residual_above_a_tenth(relative, unconverged):
+    """After one step on A = diag(1, 1 + e) and b = (1, 1) the residual is e / (2 + e) of b."""
+    a = np.array([[1.0, 1.0 + 2 * relative / (1 - relative)]])
+    solution = tm.solvers.cg(lambda v: [a * v[0]], [tm.Tensor(np.full((1, 2), 7.0))], steps=1)
+    np.testing.assert_allclose(solution.relative_residual.data, [relative], rtol=1e-12)
+    assert solution.unconverged.data.tolist() == [unconverged]
