@@ -41,6 +41,7 @@ import pytest
 from tests.mistakes import SOURCE, mutants, parsed
 
 ROOT = SOURCE.parent
+OURS = tuple(f"{ROOT / folder}{os.sep}" for folder in ("tinymeta", "tests", "benchmarks"))  # a .venv may lie beside
 FILES = [
     *("ops.py", "conv.py", "nn.py", "solvers.py", "calculus.py", "tensor.py"),
     *sorted(f"meta/{path.name}" for path in (SOURCE / "meta").glob("[!_]*.py")),
@@ -138,7 +139,7 @@ def looks(code):
 
 def trial_afresh(path, code, tests):
     for name, module in list(sys.modules.items()):
-        if name != __name__ and str(getattr(module, "__file__", "")).startswith(str(ROOT)):
+        if name != __name__ and str(getattr(module, "__file__", "")).startswith(OURS):
             del sys.modules[name]
     get_code, caught = SourceFileLoader.get_code, ["import"]
     SourceFileLoader.get_code = lambda self, name: code if self.path == path else get_code(self, name)

@@ -61,9 +61,9 @@ def imaml(
     theta = check(theta, support, query)
     objective = proximal(loss, theta, lam)
     phi = adapt(objective, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule, solve=solve)
-    task_losses(loss, phi, query, theta)  # refuses a loss that sees θ itself, which the equation leaves out
+    alone = lambda phi, data: task_losses(loss, phi, data, theta)  # the equation leaves out what else depends on θ
     return implicit_gradient(
-        loss, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, linear_solver=linear_solver,
+        alone, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, linear_solver=linear_solver,
         report=report,
     )  # fmt: skip
 

@@ -39,9 +39,17 @@ def shrinkage(
     weights, lam = precisions(theta, modules)
     objective = proximal(loss, weights, lam)
     phi = adapt(objective, weights, support, alpha=alpha, steps=steps, batch=batch, rule=rule, solve=solve)
-    task_losses(loss, phi, query, theta)  # refuses a loss that sees θ itself, which the equation leaves out
+    alone = lambda phi, data: task_losses(loss, phi, data, theta)  # the equations leave out what else depends on θ
     query_loss, weights_bar, solution = implicit_gradient(
-        loss, phi, support, query, lam=lam, cg_steps=cg_steps, damping=damping, linear_solver=linear_solver, report=True
+        alone,
+        phi,
+        support,
+        query,
+        lam=lam,
+        cg_steps=cg_steps,
+        damping=damping,
+        linear_solver=linear_solver,
+        report=True,
     )
     if not report:
         consequence = "a σ² is too large for the inner problem to be convex; they count with first-order gradients"
