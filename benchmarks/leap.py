@@ -317,7 +317,7 @@ def draw(plt, s, figures, data, path):
 
 EXAMPLES = """\
 examples, with their time on 2 cores:
-  python -m benchmarks.leap                                             all methods, about 10 minutes
+  python -m benchmarks.leap                                             all methods, 10 to 20 minutes
   python -m benchmarks.leap --methods leap reptile --alphabets 25       2 minutes
   python -m benchmarks.leap --full --methods leap --seeds 1             the published protocol: days
 """

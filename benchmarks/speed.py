@@ -298,7 +298,7 @@ def growth(seed, contestants, quick):
 
 EXAMPLES = """\
 without a peer that is not installed, the others race. Examples, with their time on 2 cores:
-  python -m benchmarks.speed                                              all, about 15 minutes
+  python -m benchmarks.speed                                              all, 15 to 35 minutes (torch.compile)
   python -m benchmarks.speed --quick                                      tiny networks, to see that all works: seconds
   python -m benchmarks.speed --workloads omniglot-maml-8 --no-memory      one race
   python -m benchmarks.speed --workloads growth --json speed.json         into a file that keeps its other races
