@@ -62,6 +62,12 @@ def test_hvp_is_the_hessian_times_v():
     np.testing.assert_allclose(product, dense(tm.hessian(quartic, xs)) @ flat(map(tm.Tensor, vs)), rtol=1e-10)
 
 
+def test_hvp_is_a_leaf_by_default_and_takes_any_iterable():
+    x = tm.Tensor([1.0, 2.0])
+    (h,) = tm.hvp(lambda x: tm.sum(x**3), iter([x]), [np.ones(2)])
+    assert h.data.tolist() == [6, 12] and not h.inputs
+
+
 def test_hvp_can_be_differentiated():
     tm.check_grads(lambda x, v: tm.hvp(lambda x: tm.sum(x**4), [x], [v], create_graph=True)[0], [np.ones(3), A[0, :3]])
 

@@ -80,6 +80,9 @@ def test_patches_and_unpatch(size, stride):
     p = tm.patches(x, size, stride).data
     for i, j, u, v in np.ndindex(*p.shape[1:5]):
         np.testing.assert_array_equal(p[:, i, j, u, v], x[:, i * stride + u, j * stride + v])
+    if stride == 1:
+        np.testing.assert_array_equal(tm.patches(x, size).data, p)
+        np.testing.assert_array_equal(tm.unpatch(p, x.shape).data, tm.unpatch(p, x.shape, 1).data)
     y = real(*p.shape)
     assert (p * y).sum() == pytest.approx((x * tm.unpatch(y, x.shape, stride).data).sum())
     tm.check_grads(lambda x: tm.sin(tm.patches(x, size, stride)), [x[:1, :3, :3]], order=3)
@@ -96,6 +99,7 @@ def test_pooling(size, stride):
         expected = np.stack([np.stack([reduce(w, axis=(1, 2)) for w in row], 1) for row in windows], 1)
         np.testing.assert_allclose(pool(x, size, stride).data, expected, rtol=1e-13)
         tm.check_grads(lambda x, pool=pool: tm.sin(pool(x, size, stride)), [x[:1, :3, :3]], order=3)
+        np.testing.assert_array_equal(pool(x).data, pool(x, 2, 2).data)
     np.testing.assert_allclose(tm.global_average(x).data, x.mean((1, 2)), rtol=1e-13)
     tm.check_grads(lambda x: tm.sin(tm.global_average(x)), [x], order=2)
 
@@ -127,13 +131,18 @@ def test_bad_input():
     for images, kernels in [(x[0], w), (x, w[0]), (x, w[:2]), (x, w[:, :, :1])]:
         with pytest.raises(ValueError, match="images are .* kernels"):
             tm.conv2d(images, kernels)
-    with pytest.raises(ValueError, match="padding is 'same', 'valid' or a number"):
-        tm.conv2d(x, w, padding=-1)
+    for padding in (-1, True, 1.0, "full", None):
+        with pytest.raises(ValueError, match="padding is 'same', 'valid' or a number"):
+            tm.conv2d(x, w, padding=padding)
+    np.testing.assert_array_equal(tm.conv2d(x, w, padding=0).data, tm.conv2d(x, w, padding="valid").data)
+    np.testing.assert_array_equal(tm.conv2d(x.tolist(), w.tolist()).data, tm.conv2d(x, w).data)
     for options in [(5, 1), (0, 1), (2, 0)]:
         with pytest.raises(ValueError, match="patches of size|must be 1 or more"):
             tm.patches(x, *options)
     with pytest.raises(ValueError, match="unpatch"):
         tm.unpatch(np.ones((1, 2, 2, 3, 3, 1)), (1, 3, 3, 1))
+    with pytest.raises(ValueError, match="unpatch of shape"):
+        tm.unpatch(np.ones((2, 2, 3, 3, 1)), (3, 3))
 
 
 # ---- batch norm ------------------------------------------------------------------------------------------------------

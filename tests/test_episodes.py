@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinymeta.tasks.episodes import Characters, distinct, draw_episodes, shrink, split, test_episodes, with_rotations
+from tinymeta.tasks.episodes import (
+    DRAWERS,
+    ROLES,
+    Characters,
+    distinct,
+    draw_episodes,
+    shrink,
+    split,
+    test_episodes,
+    with_rotations,
+)
 
 
 def labelled(classes, drawers=20, side=2):
@@ -46,6 +56,10 @@ def test_tasks_are_made_of_distinct_drawings(sizes):
         assert (query_class.reshape(queries, ways) == support_class[:ways]).all()  # and the same one in both sets
         drawings = {*zip(support_class, support_drawing), *zip(query_class, query_drawing)}
         assert len(drawings) == ways * (shots + queries)  # none twice, none in both sets
+
+
+def test_the_numbers_of_omniglot():
+    assert ROLES.tolist() == [1100, 100, 423] and DRAWERS == 20
 
 
 def test_drawings_are_chosen_independently_per_class_and_task():

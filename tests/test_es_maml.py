@@ -412,6 +412,9 @@ def test_eshess_needs_two_draws():
         tm.meta.first_order_es_maml(loss, theta, support, query, **arguments)
     _, g = tm.meta.first_order_es_maml(loss, theta, support, query, hessian=False, **arguments)
     assert np.isfinite(flat(g)).all()
+    arguments["noise"] = noise_for(theta, queries=2)
+    _, h = tm.meta.first_order_es_maml(loss, theta, support, query, **arguments)
+    assert np.isfinite(flat(h)).all() and not np.allclose(flat(g), flat(h))
 
 
 def test_step_sizes_are_one_for_each_parameter():

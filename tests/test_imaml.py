@@ -276,6 +276,15 @@ def test_a_loss_that_is_no_number_per_task_is_named_before_the_pull_hides_it():
         tm.meta.adapt(proximal(mean_loss, theta, LAM), theta, support, alpha=0.05, steps=1)
 
 
+def test_the_pull_is_to_as_many_parameters_as_there_are():
+    theta, support, _ = problem()
+    phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=2)
+    objective = proximal(loss, (t for t in theta), LAM)
+    np.testing.assert_array_equal(objective(phi, support).data, objective(phi, support).data)
+    with pytest.raises(ValueError, match="zip"):
+        proximal(lambda phi, data: loss(phi[:4], data), theta, LAM)([*phi, phi[0]], support)
+
+
 def test_the_report():
     theta, support, query = problem()
     options = {"lam": LAM, "alpha": 0.05, "steps": 5, "report": True}

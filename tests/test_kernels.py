@@ -30,8 +30,8 @@ def run(kernel, *arrays, **static):
     return fresh
 
 
-SHAPES = [(3, 4, 5), (2, 7), (1, 6, 1, 4), (5,), (3, 0, 2), (0, 3), (2, 3, 4, 5)]
-AXES = [axis for n in range(5) for axis in itertools.combinations(range(4), n)]
+SHAPES = [(3, 4, 5), (2, 7), (1, 6, 1, 4), (5,), (3, 0, 2), (0, 3), (2, 3, 4, 5), (2, 3, 2, 3, 2)]
+AXES = [axis for n in range(6) for axis in itertools.combinations(range(5), n)]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, bool])
@@ -50,9 +50,10 @@ def test_sum_is_add_reduce(shape, keepdims, dtype):
 
 
 def test_sum_into_a_buffer_that_is_a_view():
-    x, buffer = real(4, 5, 6), np.zeros((6, 4))
-    kernels.sum(x, axis=(1,), keepdims=False, out=buffer.T)
-    np.testing.assert_allclose(buffer.T, x.sum(1), rtol=1e-12)
+    for x in (real(4, 5, 6), real(4, 5, 6, 3)):
+        buffer = np.zeros(x.sum(1).T.shape)
+        kernels.sum(x, axis=(1,), keepdims=False, out=buffer.T)
+        np.testing.assert_allclose(buffer.T, x.sum(1), rtol=1e-12)
 
 
 def test_sum_keeps_infinities_and_nan():

@@ -137,6 +137,14 @@ def test_trajectory_visits_what_adapt_returns():
             np.testing.assert_array_equal(flat(phi), flat(expected))
 
 
+def test_a_trajectory_takes_gradients_for_constants_by_default():
+    """So that φ moves as θ does."""
+    theta, support, _ = problem()
+    *_, phi = tm.meta.trajectory(loss, theta, support, alpha=ALPHA, steps=3)
+    g = tm.grad(sum(tm.sum(p) for p in phi), theta)
+    np.testing.assert_array_equal(flat(g), len(support[0]))
+
+
 def test_nothing_is_recorded_before_the_cut():
     theta, support, query = problem()
     recorded = []
@@ -282,6 +290,7 @@ def test_start_values_of_the_step_sizes():
         assert all(x is y for x, y in zip(w, theta, strict=True))
         assert [(x.shape, x.dtype) for x in a] == [(shape, np.float32) for shape in shapes]
         assert (flat(a) == np.float32(0.1)).all()
+    assert len(tm.meta.init_meta_sgd(tuple(theta), 0.1)) == len(tm.meta.init_lslr(tuple(theta), 0.1, 7)) == 8
 
 
 def test_first_order_keeps_the_updates_but_not_the_graphs_of_their_gradients():
@@ -450,6 +459,8 @@ def test_moments_of_the_noise(p):
             np.testing.assert_allclose(np.unique(noise[0]), [0, 1 / (1 - p)])
         again = tm.meta.draw_noise(np.random.default_rng(0), theta, p, tasks=4, steps=5, gaussian=gaussian)
         np.testing.assert_array_equal(flat(noise), flat(again))
+    binary = tm.meta.draw_noise(np.random.default_rng(0), theta, p, tasks=4, steps=5)
+    assert np.unique(binary[0]).size == 2
 
 
 # ---- what holds for all of them --------------------------------------------------------------------------------------
@@ -642,6 +653,11 @@ def test_wrong_options_are_refused():
             tm.meta.maml_plus_plus(loss, with_lslr(theta), *data, steps=3, weights=weights)
     with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
         tm.meta.maml_plus_plus(loss, with_lslr(theta, 0), *data, steps=0, weights=np.ones(0))
+    for steps, epoch in [(0, 0), (1, -1)]:
+        with pytest.raises(ValueError, match=f"got steps={steps}, epoch={epoch}"):
+            tm.meta.multi_step_weights(steps, epoch)
+    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
+        tm.meta.anil(loss, theta, *data, alpha=ALPHA, steps=-1, head=0)
     with pytest.raises(ValueError, match="step sizes for 3 steps, and none for step 3"):
         w, a = tm.meta.split(with_lslr(theta))
         tm.meta.adapt(loss, w, support, alpha=a, steps=4, rule=tm.meta.per_step)

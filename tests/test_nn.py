@@ -49,7 +49,7 @@ def test_mlp_derivatives():
 def test_mse():
     prediction, target = RNG.standard_normal((2, 3, 5, 2))
     np.testing.assert_allclose(tm.nn.mse(prediction, target).data, ((prediction - target) ** 2).mean((1, 2)))
-    assert tm.nn.mse(prediction[0], target[0]).shape == ()
+    assert tm.nn.mse(prediction[0], target[0]).shape == () and tm.nn.mse([[1]], [[3]]).item() == 4
     doubled = [np.concatenate([a, a], axis=1) for a in (prediction, target)]
     np.testing.assert_allclose(tm.nn.mse(*doubled).data, tm.nn.mse(prediction, target).data)
     tm.check_grads(tm.nn.mse, [prediction, target], order=3)
@@ -66,6 +66,7 @@ def test_cross_entropy():
     expected = -np.log(np.take_along_axis(p, labels[..., None], -1)).mean((1, 2))
     np.testing.assert_allclose(tm.nn.cross_entropy(logits, labels).data, expected, rtol=1e-13)
     assert tm.nn.cross_entropy(logits[0], labels[0]).shape == ()
+    assert tm.nn.cross_entropy(logits[:0], labels[:0]).shape == (0,)
     tm.check_grads(lambda x: tm.nn.cross_entropy(x, labels), [logits], order=3)
 
 

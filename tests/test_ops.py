@@ -45,7 +45,7 @@ TABLE = {
         (lambda x: tm.gather(x, (slice(None, None, 2), -1)), [real(3, 4)], "ℝ"),
         (lambda x: tm.gather(x, (..., None, POSITIONS)), [real(2, 3)], "ℝ, an array of positions"),
         (lambda x: tm.gather(x, (POSITIONS, slice(1), tm.Tensor([1, 1, 0]))), [real(3, 2, 2)], "ℝ, two arrays"),
-        (lambda x: tm.gather(x, x.data > 0), [apart(3, 2)], "ℝ, a boolean mask"),
+        (lambda x: tm.gather(x, tm.Tensor(x).data > 0), [apart(3, 2)], "ℝ, a boolean mask"),
         (lambda x: tm.gather(x, ((0, 0),)), [real(3)], "ℝ, a tuple of positions"),
         (lambda x: tm.gather(x, (slice(None), (0, 0, 2))), [real(2, 3)], "ℝ, a tuple of positions"),
         (lambda x: tm.gather(x, ()), [real(2)], "ℝ"),
@@ -57,7 +57,7 @@ TABLE = {
     "matmul": [
         (tm.matmul, [real(*a), real(*b)], "ℝ")
         for a, b in [((2, 3), (3, 2)), ((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((2, 1, 2, 3), (3, 3, 1)),
-                     ((3,), (2, 3, 2)), ((2, 2, 3), (3,)), ((1, 2, 3), (2, 3, 2))]
+                     ((3,), (2, 3, 2)), ((2, 2, 3), (3,)), ((1, 2, 3), (2, 3, 2)), ((2, 2), (2, 2, 2, 1)), ((2, 2, 1, 2), (2, 2))]
     ],
     "max": [(tm.max, [apart(2, 3)], "no ties"), (lambda x: tm.max(x, -1, keepdims=True), [apart(2, 3)], "no ties"),
             (lambda x: tm.max(x, (0, 2)), [apart(2, 2, 2)], "no ties")],
@@ -93,7 +93,10 @@ TABLE = {
     "swapaxes": [(lambda x: tm.swapaxes(x, 0, -1), [real(2, 1, 3)], "ℝ")],
     "tanh": [(tm.tanh, [real(3)], "ℝ")],
     "transpose": [(tm.transpose, [real(2, 3)], "ℝ"), (lambda x: tm.transpose(x, (1, -1, 0)), [real(2, 3, 1)], "ℝ")],
-    "where": [(lambda x, y: tm.where(MASK, x, y), [real(3, 1), real(4)], "ℝ"), (lambda x: tm.where(MASK, 0, x), [real(3, 4)], "ℝ")],
+    "where": [(lambda x, y: tm.where(MASK, x, y), [real(3, 1), real(4)], "ℝ"), (lambda x: tm.where(MASK, 0, x), [real(3, 4)], "ℝ"),
+              (lambda x, y: tm.where(MASK, x, y), [real(1), real(1)], "ℝ, a larger mask"),
+              (lambda x: tm.where(MASK, x, 0), [real()], "ℝ, a larger mask"),
+              (lambda x: tm.where(MASK, x, 0), [real(3, 4)], "ℝ")],
 }  # fmt: skip
 
 # Piecewise constant: the derivative is 0, of the input's shape.
@@ -178,7 +181,52 @@ def test_values_of_ops_that_numpy_lacks():
         np.testing.assert_allclose(op(x).data, value, rtol=1e-13, err_msg=op.__name__)
     np.testing.assert_array_equal(tm.scatter([1.0, 2.0, 4.0], POSITIONS, 4).data, [2, 0, 5, 0])
     np.testing.assert_array_equal(tm.sum_to(np.ones((2, 3, 4)), (3, 1)).data, [[8], [8], [8]])
+    np.testing.assert_array_equal(tm.sum_to(np.ones((2, 3)), 3).data, [2, 2, 2])
     np.testing.assert_array_equal(tm.squeeze(np.ones((1, 2, 1)), -1).data, [[1, 1]])
+
+
+@each_row
+def test_arrays_and_lists_are_constants(name, op, xs):
+    """What is given as one is a leaf of the graph."""
+    y, z = op(*xs), op(*[x.tolist() if x.size else x for x in xs])
+    assert all(isinstance(node, tm.Tensor) for node in tensor.graph(y, z))
+    np.testing.assert_array_equal(y.data, z.data)
+
+
+def test_masks_are_arrays_lists_or_tensors():
+    for mask in ([True, False], np.array([True, False]), tm.Tensor([True, False])):
+        for z in (
+            tm.logical_not(mask),
+            tm.logical_and(mask, mask),
+            tm.logical_or(mask, mask),
+            tm.where(mask, 1.0, 0.0),
+        ):
+            assert z.data.tolist() == ([False, True] if z.op == "logical_not" else [True, False])
+            assert all(isinstance(node, tm.Tensor) for node in tensor.graph(z))
+
+
+def test_ops_have_their_names():
+    x = tm.Tensor(real(2, 3))
+    linear = [x.reshape(6), x.T, x[0], tm.broadcast_to(x, (2, 2, 3)), tm.scatter(x[0], 0, (1, 3)), x.astype(np.float32)]
+    assert [y.op for y in linear] == ["reshape", "transpose", "gather", "broadcast_to", "scatter", "astype"]
+    assert all(op.__name__ == name == (op(x, 0) if op is not tm.sign else op(x)).op for name, op in CONSTANT.items())
+
+
+def test_powers():
+    x = positive(5)
+    for exponent in np.arange(-30, 31) / 10:
+        np.testing.assert_allclose(tm.power(x, exponent).data, x**exponent, rtol=1e-14)
+        if exponent % 1 == 0:
+            np.testing.assert_allclose(tm.power(x, int(exponent)).data, x**exponent, rtol=1e-14)
+
+
+def test_something_times_itself():
+    """Which is a square, where it can be differentiated."""
+    x, i = tm.Tensor(real(3)), tm.Tensor([1, 2])
+    assert (x * x).kernel.keywords == {"exponent": 2}
+    assert (i * i).dtype == i.dtype and (i * i).data.tolist() == [1, 4]
+    assert tm.multiply(x.data, x.data).data.tolist() == (x.data * x.data).tolist()
+    assert tm.multiply(*[3] * 2).item() == 9
 
 
 INDICES = [2, -1, slice(None), slice(3, 0, -2), ..., None, (1, ..., 0), (slice(1, None), None, -1), ([0, 2, 0],), (..., [1, 1]),
@@ -194,6 +242,10 @@ def test_indexing_is_numpys(index):
         for i in (index if isinstance(index, tuple) else (index,))
     )
     np.testing.assert_array_equal(tm.Tensor(x)[arrays_as_tensors].data, x[index])
+
+
+def test_an_empty_list_is_an_index():
+    assert tm.Tensor(real(4, 3))[[]].shape == tm.Tensor(real(4, 3))[[], :].shape == (0, 3)
 
 
 BINARY = [
@@ -212,6 +264,7 @@ def test_operators():
     a, b = real(2, 2), positive(2, 2)
     x, y = tm.Tensor(a), tm.Tensor(b)
     results = [(f(*pair), f(a, b)) for f in BINARY for pair in [(x, y), (a, y), (x, b)]]  # an array on either side
+    results += [(f(x, x), f(a, a)) for f in BINARY[6:12]]
     for result, expected in results + [(f(x), f(a)) for f in OTHERS]:
         assert isinstance(result, tm.Tensor)
         np.testing.assert_allclose(result.data, expected, rtol=1e-15)
@@ -253,7 +306,7 @@ AWKWARD = [
     (tm.sigmoid, 0, [0.5, 0.25, 0]), (tm.sigmoid, 1e4, [1, 0, 0]), (tm.sigmoid, -1e4, [0, 0, 0]),
     (tm.sigmoid, -50, [np.exp(-50)] * 3), (tm.tanh, 1e4, [1, 0, 0]), (tm.tanh, 0, [0, 1, 0]),
     (lambda x: x**2, 0, [0, 0, 2]), (lambda x: x**1, 0, [0, 1, 0]), (lambda x: x**0, 0, [1, 0, 0]),
-    (lambda x: x ** tm.Tensor(2.0), 0, [0, 0, 2]), (lambda x: x**3.0, 0, [0, 0, 0]),
+    (lambda x: x ** tm.Tensor(2.0), 0, [0, 0, 2]), (lambda y: tm.Tensor(0.0) ** y, 2, [0, 0, 0]), (lambda x: x**3.0, 0, [0, 0, 0]),
     (lambda x: tm.logsumexp(tm.stack([x, x])), 1e4, [1e4 + np.log(2), 1, 0]),
     (lambda x: tm.logsumexp(tm.stack([x, -np.inf * tm.exp(0 * x).data])), 1, [1, 1, 0]),
     (lambda x: tm.log_softmax(tm.stack([x, x - 1000]))[1], 0, [-1000, 0, 0]),
@@ -267,9 +320,10 @@ def test_awkward_points(f, x, expected):
     np.testing.assert_allclose(orders(f, x), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_square_ends_after_its_second_derivative():
+@pytest.mark.parametrize("two", [2, tm.Tensor(2.0)], ids=str)
+def test_a_square_ends_after_its_second_derivative(two):
     x = tm.Tensor(0.0)
-    y = x**2
+    y = x**two
     for expected in (0, 2, 0, 0):
         (y,) = tm.grad(y, [x], create_graph=True)
         assert y.item() == expected
@@ -321,6 +375,19 @@ def test_float32_stays_float32(name, op, xs):
     assert {t.dtype for t in [y, *g, *gg]} == {np.dtype(np.float32)}
 
 
+FLOATING = [tm.abs, tm.cos, tm.exp, tm.log, tm.log1p, tm.log_softmax, tm.logsumexp, tm.mean, tm.relu, tm.sigmoid, tm.sin,
+            tm.softmax, tm.softplus, tm.sqrt, tm.tanh, lambda x: tm.power(x, -1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", FLOATING, ids=lambda op: op.__name__)
+def test_integers_become_float64(op):
+    """Where NumPy would take float16 for the short ones."""
+    expected = op(np.array([2.0])).data
+    for x in ([2], np.array([2], np.uint8), tm.Tensor(np.array([2], np.int16))):
+        y = op(x)
+        assert (y.data == expected).all() and y.dtype == np.float64
+
+
 def test_numbers_take_the_type_of_the_tensor():
     x = tm.Tensor(np.float32(2))
     for y in (
@@ -358,10 +425,32 @@ def test_astype():
     for dtype in (np.float16, complex, object, str):
         with pytest.raises(TypeError, match="dtype must be float32"):
             x.astype(dtype)
+    assert (tm.astype([1.5, -2.5], "float32") == x).data.all() and tm.astype([1.5], int).data.tolist() == [1]
+    compiled = tm.compile(lambda x: x.astype(np.int64))
+    assert compiled(x).data.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    "shape, new",
+    [((0, 3), (0, -1)), ((0, 3), (-1, 0)), ((2, 3), (-1, -1)), ((2, 3), (-2, -3)), ((2, 3), (3,)), ((2, 3), (-1, 4))],
+    ids=str,
+)
+def test_shapes_that_do_not_fit_are_refused(shape, new):
+    with pytest.raises(ValueError, match="which don't make"):
+        tm.reshape(np.ones(shape), new)
+
+
+@pytest.mark.parametrize("axis", [2, 5, -3, -7, (0, 0), (0, -2), (0, 2), 1.0])
+def test_axes_that_do_not_exist_are_refused(axis):
+    with pytest.raises((ValueError, TypeError)):
+        tm.sum(np.ones((2, 3)), axis)
 
 
 def test_matmul_and_min_keep_types():
     w = tm.Tensor(np.ones((2, 2), np.float32))
+    for pair in [(w, 2), (2, w), (w, tm.Tensor(np.float32(2)))]:
+        with pytest.raises(ValueError, match="a 0-d Tensor is no matrix"):
+            tm.matmul(*pair)
     assert (np.arange(4).reshape(2, 2) @ w).dtype == np.float32
     with pytest.raises(TypeError, match="matmul of float32 and float64"):
         np.ones((2, 2)) @ w

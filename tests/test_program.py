@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from functools import partial
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_other_shapes_types_nestings_and_fixed_values_make_other_plans_and_the_o
     assert len(f.programs) == 6
     for n in range(3 * p.PROGRAMS):
         f([np.ones(n)], 2)
-    assert len(f.programs) == p.PROGRAMS
+    assert len(f.programs) == p.PROGRAMS == 16
 
 
 def test_arguments_and_results_are_nested_as_the_function_has_them():
@@ -365,6 +366,61 @@ def test_what_holds_no_memory_of_the_trace():
     f(np.eye(256))
     ((_, plans),) = f.programs.values()
     assert memory(plans[0]) <= 2 * 8 * 256**2 + 64
+
+
+def test_a_compiled_function_passes_for_the_function():
+    def f(x, scale=1.0):
+        """Twice x."""
+        return 2 * scale * x
+
+    compiled = tm.compile(f)
+    assert (compiled.__name__, compiled.__doc__, compiled.__wrapped__) == ("f", "Twice x.", f)
+    assert tm.compile(lambda x: compiled(x, scale=3.0))(np.ones(1)).item() == 6  # also within another one
+
+
+def test_the_second_look_warns_of_nothing():
+    """On values that nobody gave."""
+
+    def f(x):
+        warnings.warn("once", UserWarning, stacklevel=1)
+        return tm.exp(x)
+
+    with pytest.warns(UserWarning, match="once") as seen:
+        tm.compile(f)(np.full(50, 700.0))  # larger ones overflow
+    assert len(seen) == 1
+
+
+def test_shards_without_tasks_and_results_without_names():
+    compiled = tm.compile(lambda x: [2 * x], tasks=["x"], stacked=[0], shards=2)
+    assert compiled(np.zeros((0, 3)))[0].shape == (0, 3)
+    with pytest.raises(ValueError, match="must have the tasks as first axis"):
+        compiled(np.float64(1.0))
+    with pytest.raises(TypeError, match="returns a list or a tuple"):
+        tm.compile(lambda x: {"y": 2 * x}, tasks=["x"], shards=2)(np.zeros((2, 3)))
+
+
+# what may not be computed in place: x is read elsewhere, or lies in another order than the result
+OVER = {
+    "a transposed view": lambda x: (lambda y: y + y.T)(tm.exp(x)),
+    "only a transposed view": lambda x: tm.sin(tm.exp(x).T),
+    "a transposed view, read once more": lambda x: (lambda y: tm.where(y.T > 1, y, y.T))(tm.exp(x)),
+    "reversed": lambda x: (lambda y: y[::-1] * y)(tm.exp(x)),
+    "a part": lambda x: tm.exp(x)[:1] * 2.0,
+    "broadcast": lambda x: (lambda y: y[:1] + tm.broadcast_to(y[1:2], (3, 3)))(tm.exp(x)),
+    "a part of two": lambda x: (lambda y: y[:2] * y[1:])(tm.exp(x)),
+    "another type": lambda x: tm.exp(x) > 1,
+    "of another shape": lambda x: tm.exp(x[0]) * x,
+    "in the other order": lambda x: tm.exp(x).T.reshape(9) * tm.sin(x).reshape(9),
+}
+
+
+@pytest.mark.parametrize("f", OVER.values(), ids=OVER)
+def test_what_may_not_be_computed_in_place(f):
+    x = np.random.default_rng(0).standard_normal((3, 3))
+    compiled = tm.compile(f)
+    for _ in range(2):
+        assert_same(compiled(x), tm.stop_gradient(f(tm.Tensor(x))))
+        poisoned(compiled)
 
 
 def test_a_mask_is_prepared_once_for_all_that_choose_by_it():

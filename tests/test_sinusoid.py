@@ -31,8 +31,11 @@ def test_support_and_query_are_different_points_of_the_same_waves():
     (x, y), (u, v) = sinusoid.training_batch(np.random.default_rng(0), 7, 5, queries=8)
     assert x.shape == y.shape == (7, 5, 1) and u.shape == v.shape == (7, 8, 1)
     assert not np.intersect1d(x, u).size
-    again = sinusoid.training_batch(np.random.default_rng(0), 7, 5, queries=8)
-    np.testing.assert_array_equal(again[0][0], x)
+    rng = np.random.default_rng(0)
+    points = sinusoid.draw_points(rng, sinusoid.draw_waves(rng, 7), 13, dtype=np.float64)
+    again = sinusoid.training_batch(np.random.default_rng(0), 7, 5, queries=8, dtype=np.float64)
+    np.testing.assert_array_equal(np.concatenate(again, axis=2), points)  # the same (x, y), cut in two
+    np.testing.assert_array_equal(again[0][0].astype(np.float32), x)
 
 
 def test_test_tasks_depend_on_seed_and_index_alone():

@@ -1,5 +1,8 @@
 """Update rules against their published recurrences, and as differentiable steps; conjugate gradients against dense solves."""
 
+import weakref
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -45,6 +48,18 @@ def test_recurrences():
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
         p = p - 0.1 * (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.99**t) + 1e-16)
     np.testing.assert_allclose(run(tm.solvers.adam, p0, lambda p: a @ p, 3, lr=0.1, beta2=0.99), p, rtol=1e-13)
+
+
+def test_default_options():
+    """μ = 0.9; β₁ = 0.9, β₂ = 0.999, ε = 10⁻⁸, which counts where gradients are as small."""
+    for rule, options in [
+        (tm.solvers.momentum, {"mu": 0.9}),
+        (tm.solvers.nesterov, {"mu": 0.9}),
+        (tm.solvers.adam, {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}),
+    ]:
+        found, expected = (run(rule, np.ones(2), lambda p: p * [1e-8, 3e-8], 2, lr=1.0, **o) for o in ({}, options))
+        np.testing.assert_array_equal(found, expected)
+    assert run(tm.solvers.adam, 0.0, lambda p: 1e-8, 1, lr=1.0) == pytest.approx(-(0.5**0.5), rel=1e-12)
 
 
 def test_nesterov_is_the_classical_method_seen_from_the_point_ahead():
@@ -233,6 +248,24 @@ def quadratics(a, b):
     return lambda phi, step: tm.sum(0.5 * tm.matmul(phi[0][:, None], a)[:, 0] * phi[0] - b * phi[0], axis=1)
 
 
+def test_a_trajectory_takes_gradients_for_constants_by_default():
+    start = tm.Tensor([3.0])
+    *_, (phi,) = tm.solvers.trajectory(lambda phi, k: phi[0] ** 2, [start], lr=0.1, steps=3)
+    assert tm.grad(tm.sum(phi), [start])[0].item() == 1
+
+
+def test_gradient_descent_ends_in_a_leaf_and_keeps_no_phi_on_the_way():
+    seen = []
+
+    def loss(phi, step):
+        seen.append(weakref.ref(phi[0]))
+        assert sum(ref() is not None for ref in seen) <= 2
+        return tm.sum(phi[0] ** 2, axis=1)
+
+    (phi,) = tm.solvers.gradient_descent(loss, [tm.Tensor(np.ones((3, 2)))], lr=0.1, steps=6)
+    assert not phi.inputs and len(seen) == 6
+
+
 def test_one_hessian_free_step_solves_a_convex_quadratic():
     a, b = spd(4, 3), RNG.standard_normal((3, 4))
     (phi,) = tm.solvers.hessian_free(quadratics(a, b), [tm.Tensor(np.ones((3, 4)))], steps=1, cg_steps=8)
@@ -315,6 +348,67 @@ def test_a_trial_must_bring_more_than_nothing():
     half_square = lambda phi, step: tm.sum(phi[0] * phi[0], axis=1) / 2
     (phi,) = tm.solvers.hessian_free(half_square, [tm.Tensor([[3.0]])], lr=2.0, steps=1, cg_steps=1)
     assert phi.item() == 0
+
+
+def test_hessian_free_by_default_halves_a_step_of_one_ten_times():
+    """On φ⁴ a double Newton step goes farther; √(1 + φ²) rises but for t < 2/(1 + φ²)."""
+    (phi,) = tm.solvers.hessian_free(lambda phi, k: phi[0] ** 4, [tm.Tensor([3.0])], steps=1, cg_steps=1)
+    assert phi.item() == pytest.approx(2.0, rel=1e-9)
+
+    def loss(phi, step):
+        return tm.sqrt(1 + phi[0] ** 2)
+
+    far = tm.Tensor([45.0, 60.0])  # the one can go down with t = 2⁻¹⁰, the other with half of that
+    options = {"steps": 1, "cg_steps": 1}
+    assert (tm.solvers.hessian_free(loss, [far], **options)[0].data == far.data).tolist() == [False, True]
+    assert (tm.solvers.hessian_free(loss, [far], halvings=11, **options)[0].data != far.data).all()
+
+
+def accepts(value, slope, lr):
+    """Is a step from 0 taken on a loss of such values, of which the gradient claims that it falls with that slope?"""
+
+    def loss(phi, step):
+        still = tm.stop_gradient(phi[0])
+        return value(still) - slope * (phi[0] - still)
+
+    start = tm.Tensor(np.zeros(1))
+    (phi,) = tm.solvers.hessian_free(loss, [start], lr=lr, steps=1, cg_steps=1, halvings=0)
+    return phi.item() != 0
+
+
+@pytest.mark.parametrize("lr", [0.25, 4.0])
+def test_a_trial_must_bring_a_ten_thousandth_of_what_the_slope_promises(lr):
+    assert accepts(lambda x: -1.05e-4 * x, 1.0, lr) and not accepts(lambda x: -0.95e-4 * x, 1.0, lr)
+
+
+@pytest.mark.parametrize("size", [2.0**-10, 1.0, -1.0, 2.0**10])
+def test_but_for_four_units_of_rounding(size):
+    unit = np.finfo(float).eps * abs(size)
+    assert accepts(lambda x: size + 4 * unit * (x != 0), 1e-15, 1.0)
+    assert not accepts(lambda x: size + 5 * unit * (x != 0), 1e-15, 1.0)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), np.ones(2), tm.Tensor(-1.0)], ids=str)
+def test_hessian_free_needs_one_positive_step_size(lr):
+    with pytest.raises(ValueError, match="one positive number"):
+        tm.solvers.hessian_free(lambda phi, k: phi[0] ** 2, [tm.Tensor([3.0])], lr=lr, steps=1, cg_steps=1)
+
+
+def test_without_steps_hessian_free_returns_the_start_as_a_leaf():
+    (phi,) = tm.solvers.hessian_free(lambda phi, k: phi[0] ** 2, [2 * tm.Tensor([3.0])], steps=0, cg_steps=1)
+    assert phi.item() == 6 and not phi.inputs
+
+
+def test_hessian_free_keeps_no_trial():
+    seen = []
+
+    def loss(phi, step):
+        seen.append(weakref.ref(phi[0]))
+        assert sum(ref() is not None for ref in seen) <= 3
+        return phi[0] ** 2
+
+    tm.solvers.hessian_free(loss, [tm.Tensor(np.ones(2))], steps=2, cg_steps=2, halvings=6)
+    assert len(seen) == 2 * (1 + 7)
 
 
 def test_hessian_free_sees_the_step_and_keeps_the_type():
@@ -419,6 +513,9 @@ def test_the_size_of_b_does_not_matter(size):
     scaled = tm.solvers.cg(matvec, [np.float32(size) * b for b in bs], steps=6)
     np.testing.assert_allclose(flat(scaled.x), np.float32(size) * flat(plain.x), rtol=1e-3)
     assert not scaled.negative_curvature.data.any()
+    sizes = np.array([[size], [1]], np.float32)  # each task has its own
+    mixed = tm.solvers.cg(matvec, problem(a, sizes * b)[1], steps=6)
+    np.testing.assert_allclose(flat(mixed.x), sizes * flat(plain.x), rtol=1e-3)
 
 
 def test_the_residual_against_b_and_who_has_not_converged():
@@ -456,8 +553,36 @@ def test_cg_refuses_what_does_not_fit():
     for matvec in (lambda v: [], lambda v: [tm.Tensor(np.ones((2, 3, 3)))]):
         with pytest.raises(ValueError, match="cg: b has shapes"):
             tm.solvers.cg(matvec, row, steps=1)
-    with pytest.raises(TypeError, match="b as a list of Tensors"):
-        tm.solvers.cg(lambda v: v, row[0], steps=1)
+    for b in (row[0], []):
+        with pytest.raises((TypeError, ValueError), match="b as a list of Tensors"):
+            tm.solvers.cg(lambda v: v, b, steps=1)
+    for wrong in ([], row + row):
+        with pytest.raises(ValueError, match="shorter|longer"):
+            tm.solvers.cg(lambda v: v[:1], row, steps=1, x0=wrong)
+    with pytest.raises(ValueError, match="shorter"):
+        tm.solvers.dot(row + row, row)
+
+
+@pytest.mark.parametrize("solver", [tm.solvers.cg, partial(tm.solvers.neumann, eta=0.1)], ids=["cg", "neumann"])
+def test_linear_solvers_keep_no_vector_on_the_way(solver):
+    seen = []
+
+    def matvec(v):
+        seen.append(weakref.ref(v[0]))
+        assert sum(ref() is not None for ref in seen) <= 3
+        return [v[0] * np.array([1.0, 2.0, 3.0])]
+
+    solver(matvec, [tm.Tensor(np.ones((2, 3)))], steps=6)
+    assert len(seen) == 6
+
+
+def test_the_default_tolerance():
+    """10⁻¹⁰ of b, or rounding; here the residual is the error of the start."""
+    for dtype, errors in [(np.float64, [0.9e-10, 1.1e-10]), (np.float32, 2.0**-23 * np.array([0.5, 1.5]))]:
+        b = np.ones((2, 50), dtype)
+        starts = [tm.Tensor(b - np.array(errors, dtype)[:, None])]
+        solution = tm.solvers.cg(lambda v: v, [tm.Tensor(b)], steps=1, x0=starts)
+        assert solution.iterations.data.tolist() == [0, 1]
 
 
 def test_the_tolerance_is_relative_to_b():
@@ -511,12 +636,20 @@ def test_neumann_reports_negative_curvature_of_its_task_alone():
         ]
 
 
+def test_neumann_reports_negative_curvature_that_was_met_early():
+    matvec, bs, _ = problem([np.diag([10.0, -1.0])], np.array([[0.1, 1.0]]))  # −0.9, then more than 0
+    assert [tm.solvers.neumann(matvec, bs, steps=k, eta=1.0).negative_curvature.item() for k in (0, 1, 3)] == [0, 1, 1]
+
+
 def test_neumann_refuses_what_does_not_fit_and_keeps_the_type():
     row = [tm.Tensor(np.ones((2, 1, 3), np.float32))]
     with pytest.raises(ValueError, match="neumann: b has shapes"):
         tm.solvers.neumann(lambda v: [], row, steps=1, eta=0.1)
     with pytest.raises(TypeError, match="neumann needs b as a list of Tensors"):
         tm.solvers.neumann(lambda v: v, row[0], steps=1, eta=0.1)
+    for eta in (0.0, -0.1, float("nan"), tm.Tensor(0.0)):
+        with pytest.raises(ValueError, match="neumann: eta must be positive"):
+            tm.solvers.neumann(lambda v: v, row, steps=1, eta=eta)
     solution = tm.solvers.neumann(lambda v: v, row, steps=2, eta=0.5)
     assert all(t.inputs == () for t in (*solution.x, *solution[1:])) and solution.x[0].dtype == np.float32
 

@@ -80,6 +80,20 @@ def test_without_create_graph_results_are_leaves_even_if_the_cotangent_is_not():
         assert tm.grad(g, [x])[0].item() == derivative
 
 
+def test_inputs_are_any_iterable_and_results_leaves_by_default():
+    x = tm.Tensor([1.0, 2.0])
+    y = tm.sum(x**2)
+    assert tm.grad(y, []) == tm.vjp(y, [], 1.0) == []
+    for g in (tm.grad(y, iter([x])), tm.vjp(y, iter([x]), 1.0), tm.vjp(iter([y]), [x], iter([1.0]))):
+        assert g[0].data.tolist() == [2, 4] and not g[0].inputs
+
+
+def test_data_is_an_array():
+    """Also where NumPy returns a scalar."""
+    x = tm.Tensor(2.0)
+    assert all(type(y.data) is np.ndarray for y in (x, tm.exp(x), x + 1, tm.sum(x * np.ones(3)), x[()]))
+
+
 def test_stop_gradient():
     x = tm.Tensor(2.0)
     assert tm.grad(x * tm.stop_gradient(x), [x])[0].item() == 2
@@ -218,8 +232,17 @@ def test_only_the_path_to_the_inputs_is_visited():
     def forbidden(y, y_bar):
         raise AssertionError("nobody asked for the gradient with respect to the image")
 
-    y = tm.sum(tensor.apply(np.negative, image, pullbacks=(forbidden,)) * x)
-    assert tm.grad(y, [x])[0].item() == -3
+    for z in (image, tm.abs(image)):
+        y = tm.sum(tensor.apply(np.negative, z, pullbacks=(forbidden,)) * x)
+        assert tm.grad(y, [x])[0].item() == -3
+
+
+def test_a_node_is_visited_once():
+    """Of 2^100 paths."""
+    x = y = tm.Tensor(1.0)
+    for _ in range(100):
+        y = y + y
+    assert tm.grad(y, [x])[0].item() == 2.0**100
 
 
 # ---- the Tensor itself -----------------------------------------------------------------------------------------------
