@@ -46,7 +46,8 @@ FILES = [
     *sorted(f"meta/{path.name}" for path in (SOURCE / "meta").glob("[!_]*.py")),
     *("kernels.py", "program.py", "tasks/sinusoid.py", "tasks/episodes.py", "check.py"),
 ]
-OTHER_TESTS = "mutate readme speed complexity omniglot omniglot_data glyphs implicit_benchmark leap_benchmark".split()
+OTHER_TESTS = """mutate readme speed complexity omniglot omniglot_data glyphs implicit_benchmark leap_benchmark draw
+    lesson everywhere faults hostile long differential""".split()
 TESTS = ["tests", "tinymeta", *(f"--ignore=tests/test_{name}.py" for name in OTHER_TESTS)]
 QUIET = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
 MEMORY = 4 << 30  # bytes that a mistake may take

@@ -281,7 +281,7 @@ def test_the_pull_is_to_as_many_parameters_as_there_are():
     phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=2)
     objective = proximal(loss, (t for t in theta), LAM)
     np.testing.assert_array_equal(objective(phi, support).data, objective(phi, support).data)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="phi has 5 parameters, theta 4"):
         proximal(lambda phi, data: loss(phi[:4], data), theta, LAM)([*phi, phi[0]], support)
 
 

@@ -654,7 +654,7 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
         tm.meta.maml_plus_plus(loss, with_lslr(theta, 0), *data, steps=0, weights=np.ones(0))
     for steps, epoch in [(0, 0), (1, -1)]:
-        with pytest.raises(ValueError, match=f"got steps={steps}, epoch={epoch}"):
+        with pytest.raises(ValueError, match="steps must be 1 or more|epoch must be 0 or more"):
             tm.meta.multi_step_weights(steps, epoch)
     with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
         tm.meta.anil(loss, theta, *data, alpha=ALPHA, steps=-1, head=0)

@@ -11,7 +11,7 @@ CAUGHT = [
     "ops.py tanh: lambda y, y_bar: y_bar * (1 - y * y)  ->  lambda y, y_bar: 2 * (y_bar * (1 - y * y))",
     "ops.py : setattr(Tensor, f'__{_name}__', _op)  ->  pass",  # runs at import
     "solvers.py step: p - lr * d  ->  p + lr * d",
-    "solvers.py trajectory: rule(phi, g, state, lr=lr)  ->  rule(g, phi, state, lr=lr)",
+    "solvers.py update: rule(params, grads, state, lr=lr)  ->  rule(grads, params, state, lr=lr)",
     "meta/reptile.py reptile: mean(p, axis=0)  ->  mean(p)",
     "meta/reptile.py reptile: 0  ->  1",
 ]

@@ -11,6 +11,7 @@ RNG = np.random.default_rng(0)
 def test_mlp_is_its_equation():
     params = tm.nn.init_mlp(np.random.default_rng(0), (2, 5, 3, 1), dtype=np.float64)
     assert [p.shape for p in params] == [(2, 5), (1, 5), (5, 3), (1, 3), (3, 1), (1, 1)]
+    params = [tm.Tensor(p.data + RNG.standard_normal(p.shape)) for p in params]
     x = RNG.standard_normal((4, 2))
     w1, b1, w2, b2, w3, b3 = (p.data for p in params)
     expected = np.maximum(np.maximum(x @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3
