@@ -254,7 +254,7 @@ def campaign(args, plugin, items, broken):
     successful = defaultdict(set)  # tests that have caught a mistake in the same function, which come first
 
     def tests(m):
-        names = set().union(*(tests_of[m.file, line] for line in m.lines))
+        names = set().union(*(tests_of[m.file, line] for line in m.lines)) or tests_of[m.file, None]  # run at import?
         own = f"test_{Path(m.file).stem}."
         order = sorted(names, key=lambda name: (name not in successful[m.scope], own not in name, seconds[name]))
         total = itertools.accumulate(seconds[name] for name in order)
