@@ -440,6 +440,12 @@ def test_shapes_that_do_not_fit_are_refused(shape, new):
         tm.reshape(np.ones(shape), new)
 
 
+@pytest.mark.parametrize("width", [-1, 0.5, (1, 2, 3), ((1, 1),) * 3, ((1,),) * 3], ids=str)
+def test_widths_that_do_not_fit_are_refused(width):
+    with pytest.raises(ValueError, match="pad: widths are 0 or more"):
+        tm.pad(np.ones((2, 3)), width)
+
+
 @pytest.mark.parametrize("axis", [2, 5, -3, -7, (0, 0), (0, -2), (0, 2), 1.0])
 def test_axes_that_do_not_exist_are_refused(axis):
     with pytest.raises((ValueError, TypeError)):

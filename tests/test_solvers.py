@@ -62,6 +62,15 @@ def test_default_options():
     assert run(tm.solvers.adam, 0.0, lambda p: 1e-8, 1, lr=1.0) == pytest.approx(-(0.5**0.5), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rule, option", [("momentum", "mu"), ("nesterov", "mu"), ("adam", "beta1"), ("adam", "beta2"), ("adam", "eps")]
+)
+def test_options_are_finite(rule, option):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{option} must be"):
+            RULES[rule]([tm.Tensor([1.0])], [tm.Tensor([1.0])], lr=0.1, **{option: value})
+
+
 def test_nesterov_is_the_classical_method_seen_from_the_point_ahead():
     """Classical: v ← μv − η∇f(x + μv), x ← x + v. Ours keeps p = x + μv."""
     a, mu, lr = np.diag([1.0, 3.0]), 0.7, 0.1
@@ -252,6 +261,14 @@ def test_a_trajectory_takes_gradients_for_constants_by_default():
     start = tm.Tensor([3.0])
     *_, (phi,) = tm.solvers.trajectory(lambda phi, k: phi[0] ** 2, [start], lr=0.1, steps=3)
     assert tm.grad(tm.sum(phi), [start])[0].item() == 1
+
+
+def test_what_a_trajectory_is_made_of_is_checked():
+    options = {"loss": lambda phi, k: phi[0] ** 2, "phi": [tm.Tensor([3.0])], "lr": 0.1, "steps": 1}
+    for wrong in ({"cut": 1.5}, {"cut": -1}, {"loss": None}, {"rule": None}, {"lr": np.array(np.nan)}):
+        with pytest.raises((TypeError, ValueError), match=f"{[*wrong][0]} "):
+            list(tm.solvers.trajectory(**options | wrong))
+    assert np.isnan(tm.solvers.gradient_descent(**options | {"lr": tm.Tensor(np.nan)})[0].data)  # a Tensor is data
 
 
 def test_gradient_descent_ends_in_a_leaf_and_keeps_no_phi_on_the_way():
