@@ -593,6 +593,46 @@ def test_linear_solvers_keep_no_vector_on_the_way(solver):
     assert len(seen) == 6
 
 
+def test_unconverged_is_a_tenth_of_b_or_more():
+    b, identity = [tm.Tensor(np.full((2, 3), 4.0))], lambda v: v
+    for tol, errors in [(1e-10, [0.099, 0.101]), (0.5, [0.499, 0.501])]:
+        x0 = [tm.Tensor(4 * (1 - np.array(errors)[:, None]) * np.ones(3))]
+        solution = tm.solvers.cg(identity, b, steps=0, x0=x0, tol=tol)
+        np.testing.assert_allclose(solution.relative_residual.data, errors)
+        assert solution.unconverged.data.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("solver", [tm.solvers.cg, partial(tm.solvers.neumann, eta=0.1)], ids=["cg", "neumann"])
+def test_the_relative_residual_of_small_b_and_of_none(solver):
+    b, x0 = [tm.Tensor(np.array([[1e-3], [0.0]]))], [tm.Tensor(np.full((2, 1), 3e-3))]
+    solution = solver(lambda v: v, b, steps=0, x0=x0)
+    np.testing.assert_allclose(solution.residual.data, [2e-3, 3e-3])
+    np.testing.assert_allclose(solution.relative_residual.data, [2, 3e-3])
+
+
+def test_what_functions_of_the_caller_return_is_checked():
+    phi, options = [tm.Tensor(np.ones((3, 2)))], {"lr": 0.1, "steps": 1}
+    for result in (phi, (phi,), (phi, None, None)):
+        with pytest.raises(TypeError, match="the rule returned"):
+            tm.solvers.gradient_descent(
+                lambda phi, k: tm.sum(phi[0], 1), phi, rule=lambda *_, lr, r=result: r, **options
+            )
+    for losses in (np.ones(3), tm.Tensor(np.ones(3, int)), tm.Tensor(1.0), tm.Tensor(np.ones(2)), 1.0):
+        with pytest.raises(ValueError, match="the loss returned"):
+            tm.solvers.gradient_descent(lambda phi, k, losses=losses: losses, phi, **options)
+    for b in (phi[0], phi[0].data, 1.0, None):
+        with pytest.raises(TypeError, match="cg needs b as a list of Tensors"):
+            tm.solvers.cg(lambda v: v, b, steps=1)
+    (x,) = tm.solvers.cg(lambda v: [2 * v[0].data], phi, steps=1).x  # a product may be an array
+    assert (x.data == 0.5).all()
+    wrong = tm.solvers.cg(lambda v: v, [phi[0][:2]], steps=1)
+    with pytest.raises(ValueError, match="linear_solver's x has shapes"):
+        tm.solvers.solution_of(lambda *_, **__: wrong, lambda v: v, phi)
+    for a, like in [(np.ones(2), phi[0]), (np.ones((3, 1)), phi[0]), (np.ones(3), 1.0)]:
+        with pytest.raises(ValueError, match="per_task takes"):
+            tm.solvers.per_task(a, like)
+
+
 def test_the_default_tolerance():
     """10⁻¹⁰ of b, or rounding; here the residual is the error of the start."""
     for dtype, errors in [(np.float64, [0.9e-10, 1.1e-10]), (np.float32, 2.0**-23 * np.array([0.5, 1.5]))]:
