@@ -136,6 +136,10 @@ def test_bad_input():
             tm.conv2d(x, w, padding=padding)
     np.testing.assert_array_equal(tm.conv2d(x, w, padding=0).data, tm.conv2d(x, w, padding="valid").data)
     np.testing.assert_array_equal(tm.conv2d(x.tolist(), w.tolist()).data, tm.conv2d(x, w).data)
+    assert tm.patches(x[:0], 2).shape == (0, 3, 3, 2, 2, 2)
+    for narrow in (x[:, :, :1], x[:, :1]):
+        with pytest.raises(ValueError, match="smaller than a patch"):
+            tm.patches(narrow, 2)
     for options in [(5, 1), (0, 1), (2, 0)]:
         with pytest.raises(ValueError, match="patches of size|must be 1 or more"):
             tm.patches(x, *options)

@@ -276,6 +276,31 @@ def test_a_loss_that_is_no_number_per_task_is_named_before_the_pull_hides_it():
         tm.meta.adapt(proximal(mean_loss, theta, LAM), theta, support, alpha=0.05, steps=1)
 
 
+@pytest.mark.parametrize("unsolved, tasks", [(0, 1), (1, 2), (1, 3), (2, 4), (1, 1), (2, 3), (3, 4)])
+def test_a_warning_of_unsolved_systems_is_of_more_than_half(unsolved, tasks):
+    theta, support, query = problem(tasks=tasks)
+    zeros = tm.Tensor(np.zeros(tasks))
+
+    def solver(matvec, b, *, steps, x0):
+        return tm.solvers.Solution(b, zeros, zeros, zeros > 0, zeros, tm.Tensor(np.arange(tasks) < unsolved))
+
+    phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        tm.meta.implicit_gradient(loss, phi, support, query, lam=LAM, cg_steps=1, linear_solver=solver)
+    assert len(seen) == (2 * unsolved > tasks)
+
+
+def test_gradients_that_are_not_finite_are_counted():
+    theta, support, query = problem()
+    phi = [p.data.copy() for p in tm.meta.adapt(loss, theta, support, alpha=0.05, steps=1)]
+    phi[0][1] = np.nan
+    with pytest.warns(RuntimeWarning, match="iMAML: gradients or Hessian-vector products of 1 of 3 tasks"):
+        tm.meta.implicit_gradient(loss, phi, support, query, lam=LAM, cg_steps=2, report=True)
+    with pytest.raises(ValueError, match="support, query and phi"):
+        tm.meta.implicit_gradient(loss, phi, support, [a[:2] for a in query], lam=LAM, cg_steps=2)
+
+
 def test_the_pull_is_to_as_many_parameters_as_there_are():
     theta, support, _ = problem()
     phi = tm.meta.adapt(loss, theta, support, alpha=0.05, steps=2)

@@ -278,6 +278,19 @@ def test_duplicating_the_support_changes_nothing():
     np.testing.assert_allclose(flat(a), flat(b), rtol=1e-12)
 
 
+def test_adapt_checks_its_loss_and_steps():
+    theta, support, _ = problem()
+    options = {"alpha": 0.1, "steps": 1}
+    with pytest.raises(ValueError, match="expected a Tensor of floats"):
+        tm.meta.adapt(lambda phi, data: tm.sum(phi[0], (1, 2)).astype(np.int64), theta, support, **options)
+    for solve in (None, lambda objective, phi, *, lr, steps: phi):
+        with pytest.raises(ValueError, match="steps must be 0 or more"):
+            tm.meta.adapt(loss, theta, support, alpha=0.1, steps=-1, solve=solve)
+    for wrong in ({"loss": None}, {"rule": None}):
+        with pytest.raises(TypeError, match=[*wrong][0]):
+            tm.meta.adapt(**{"loss": loss, "theta": theta, "support": support} | options | wrong)
+
+
 def test_adapt_starts_as_a_view_and_ends_as_a_leaf():
     theta, support, _ = problem()
     phi = tm.meta.adapt(loss, theta, support, alpha=ALPHA, steps=0)

@@ -11,6 +11,7 @@ RNG = np.random.default_rng(0)
 def test_mlp_is_its_equation():
     params = tm.nn.init_mlp(np.random.default_rng(0), (2, 5, 3, 1), dtype=np.float64)
     assert [p.shape for p in params] == [(2, 5), (1, 5), (5, 3), (1, 3), (3, 1), (1, 1)]
+    params = [tm.Tensor(p.data + RNG.standard_normal(p.shape)) for p in params]
     x = RNG.standard_normal((4, 2))
     w1, b1, w2, b2, w3, b3 = (p.data for p in params)
     expected = np.maximum(np.maximum(x @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3
@@ -144,7 +145,18 @@ def test_bad_input():
     for labels in ([0, 3], [-1, 0]):
         with pytest.raises(ValueError, match="for logits of 3 classes"):
             tm.nn.cross_entropy(x, np.array(labels))
-    with pytest.raises(ValueError, match="W_1, b_1"):
-        tm.nn.mlp([x], x)
+    with pytest.raises(ValueError, match="cross_entropy needs logits"):
+        tm.nn.cross_entropy(np.zeros(3), np.array(1))
+    w, b = np.zeros((3, 2)), np.zeros((1, 2))
+    for params in ([], [w], [w, b, w]):
+        with pytest.raises(ValueError, match="W_1, b_1"):
+            tm.nn.mlp(params, x)
+    assert tm.nn.dense([w, b], x).shape == (2, 2)  # nothing but a head
+    for params in ([], [w], [w, b, b], [w, b, b, w]):
+        with pytest.raises(ValueError, match="dense takes three parameters for each block"):
+            tm.nn.dense(params, x)
+    with pytest.raises(ValueError, match="eps"):
+        tm.nn.batch_norm(x, eps=float("nan"))
+    assert [p.shape for p in tm.nn.init_dense(RNG, 1, features=[1], inputs=1)] == [(1, 1)] * 5
     with pytest.raises(ValueError, match="features of input and output"):
         tm.nn.init_mlp(np.random.default_rng(0), (3,))

@@ -432,12 +432,18 @@ def test_astype():
 
 @pytest.mark.parametrize(
     "shape, new",
-    [((0, 3), (0, -1)), ((0, 3), (-1, 0)), ((2, 3), (-1, -1)), ((2, 3), (-2, -3)), ((2, 3), (3,)), ((2, 3), (-1, 4))],
+    [((0, 3), (0, -1)), ((0, 3), (-1, 0)), ((2, 3), (-1, -1)), ((2, 2), (-2, -2)), ((2, 3), (3,)), ((2, 3), (-1, 4))],
     ids=str,
 )
 def test_shapes_that_do_not_fit_are_refused(shape, new):
     with pytest.raises(ValueError, match="which don't make"):
         tm.reshape(np.ones(shape), new)
+
+
+@pytest.mark.parametrize("width", [-1, 0.5, (1, 2, 3), ((1, 1),) * 3, ((1,),) * 3], ids=str)
+def test_widths_that_do_not_fit_are_refused(width):
+    with pytest.raises(ValueError, match="pad: widths are 0 or more"):
+        tm.pad(np.ones((2, 3)), width)
 
 
 @pytest.mark.parametrize("axis", [2, 5, -3, -7, (0, 0), (0, -2), (0, 2), 1.0])

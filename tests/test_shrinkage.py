@@ -120,6 +120,13 @@ def test_compiled_is_eager_and_float32_stays():
     assert {query_loss.dtype, *(g.dtype for g in meta_grad)} == {np.dtype(np.float32)}
 
 
+def test_theta_with_a_history_is_refused():
+    theta, support, query = meta_parameters()
+    options = {"modules": MODULES, "alpha": 0.02, "steps": 1, "cg_steps": 1}
+    with pytest.raises(ValueError, match=r"theta\[0\] is the result of"):
+        tm.meta.shrinkage(loss, [t * 1.0 for t in theta], support, query, **options)
+
+
 def test_refusals_and_warnings():
     theta, support, query = meta_parameters()
     options = {"alpha": 0.02, "steps": 1, "cg_steps": 20}

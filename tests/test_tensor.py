@@ -88,6 +88,12 @@ def test_inputs_are_any_iterable_and_results_leaves_by_default():
         assert g[0].data.tolist() == [2, 4] and not g[0].inputs
 
 
+def test_outputs_are_tensors_of_floats():
+    for y in (np.ones(2), tm.Tensor([1, 2]), 1.0):
+        with pytest.raises(TypeError, match="the output to differentiate is"):
+            tm.vjp([y], [tm.Tensor(1.0)], [np.ones(2)])
+
+
 def test_data_is_an_array():
     """Also where NumPy returns a scalar."""
     x = tm.Tensor(2.0)
