@@ -49,6 +49,7 @@ TABLE = {
         (lambda x: tm.gather(x, ((0, 0),)), [real(3)], "ℝ, a tuple of positions"),
         (lambda x: tm.gather(x, (slice(None), (0, 0, 2))), [real(2, 3)], "ℝ, a tuple of positions"),
         (lambda x: tm.gather(x, ()), [real(2)], "ℝ"),
+        (lambda x: tm.gather(x, ...), [real(2)], "ℝ"),
     ],
     "log": [(tm.log, [positive(3)], "x > 0")],
     "log1p": [(tm.log1p, [positive(3)], "x > −1")],

@@ -334,7 +334,7 @@ def scatter(x, index, shape):
     if x.shape != place:
         raise ValueError(f"scatter of shape {x.shape} to {index} of shape {shape}, which has shape {place}")
     pullbacks = (lambda y, y_bar: gather(y_bar, index), *[None] * len(arrays))
-    return apply(partial(_scatter, index=fixed, shape=shape), x, *arrays, pullbacks=pullbacks)
+    return x if fixed == (...,) else apply(partial(_scatter, index=fixed, shape=shape), x, *arrays, pullbacks=pullbacks)
 
 def _scatter(x, *arrays, index, shape, out=None):
     out = np.empty(shape, x.dtype) if out is None else out
