@@ -166,8 +166,8 @@ def saving(folder, kills):
     return {**counts, "saved": seen[0]}
 
 
-def caching(folder, kills):
-    """Decoding and keeping: where nothing is kept yet, and where other zips' copy is."""
+def tiny_home(folder):
+    """A home without anything in it and the zips of a tiny Omniglot: (the zips, where their copy belongs, a check)."""
     from test_omniglot_data import expected_of, is_tiny, tiny_set, zipped
 
     inks, content = tiny_set()
@@ -175,7 +175,12 @@ def caching(folder, kills):
     zips, home = zipped(folder / "zips", content), folder / "home"
     os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home))
     home.mkdir()
-    cache = omniglot.cache_directory() / omniglot.CACHE
+    return zips, omniglot.cache_directory() / omniglot.CACHE, lambda characters: is_tiny(characters, inks)
+
+
+def caching(folder, kills):
+    """Decoding and keeping: where nothing is kept yet, and where other zips' copy is."""
+    zips, cache, is_tiny = tiny_home(folder)
     work, rng = lambda: omniglot.load(zips), random.Random(0)
     omniglot.write_cache(cache, "other zips", omniglot.load(zips, cache=False))
     other = cache.read_bytes()
@@ -188,7 +193,7 @@ def caching(folder, kills):
         only(cache.parent, cache.name)
         if cache.exists():
             assert cache.read_bytes() == whole or not ended and cache.read_bytes() == other
-            assert is_tiny(omniglot.load(), inks)
+            assert is_tiny(omniglot.load())
         assert cache.exists() or not ended
         cache.write_bytes(other) if rng.random() < 0.5 else cache.unlink(missing_ok=True)
 
@@ -359,25 +364,18 @@ def steps(folder, kills):
 
 def together(folder, kills):
     """Many processes that want the same copy at the same moment."""
-    from test_omniglot_data import expected_of, is_tiny, tiny_set, zipped
-
-    inks, content = tiny_set()
-    omniglot.DIGEST, omniglot.HALVES = expected_of(inks)
-    zips, home = zipped(folder / "zips", content), folder / "home"
-    os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home))
-    home.mkdir()
-    cache = omniglot.cache_directory() / omniglot.CACHE
+    zips, cache, is_tiny = tiny_home(folder)
     for _ in range(kills):
         start = time.monotonic() + 0.02
 
         def work(start=start):
             while time.monotonic() < start:
                 pass
-            assert is_tiny(omniglot.load(zips), inks) and is_tiny(omniglot.load(), inks)
+            assert is_tiny(omniglot.load(zips)) and is_tiny(omniglot.load())
 
         assert all([finished(child) for child in [fork(work) for _ in range(6)]])
         assert [file.name for file in cache.parent.iterdir()] == [cache.name]
-        assert is_tiny(omniglot.load(), inks)
+        assert is_tiny(omniglot.load())
         cache.unlink()
     return {"rounds": kills}
 

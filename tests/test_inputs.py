@@ -742,7 +742,7 @@ LEFT_OUT = {
     **dict.fromkeys(("nn.init_blocks", "nn.blocks_of"), INTERNAL),
     **{
         f"solvers.{name}": INTERNAL
-        for name in "step parameters alongside with_momentum like step_sizes update of_tasks check_steps checked"
+        for name in "step parameters alongside with_momentum like step_sizes update of_tasks checked"
         " solution_of largest size".split()
     },
     **{

@@ -132,7 +132,6 @@ def test_every_layer_and_solver_is_known_to_the_tests():
         "checked",
         "solution_of",
     }
-    checks |= {"check_steps"}
     solvers = {"gradient_descent", "trajectory", "hessian_free", "cg", "neumann"}
     assert own(tm.solvers) == rules | solvers | {"dot", "Solution", "per_task", "largest", "size"} | checks
 

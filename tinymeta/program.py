@@ -1,6 +1,6 @@
 """Compile: run the graph again instead of building it again.
 
-A graph is a program: every node has a kernel that can be called on other arrays. `compile(f)` calls f once, writes down
+A graph is a program: every node has a kernel that can be called on other arrays. `compile(f)` calls f and writes down
 every node that is made, those of gradients of any order too, and turns them into a *plan*: a flat list of NumPy calls,
 each between arrays that are fixed in advance. From then on a call copies the arguments into their places, runs the list
 and copies the results out. No Python of f, of a pullback or of the backward walk runs again.

@@ -188,8 +188,7 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     create_graph: whether the gradients of the other steps are differentiable. If not, φ is still a function of start
     and step sizes, with the gradients as constants.
     """
-    check_steps(steps)
-    whole(cut=cut)
+    whole(steps=steps, cut=cut)
     function(loss=loss, rule=rule)
     own = lambda phi: [p[...] for p in phi]  # a step's own nodes: none is another one's input, or an older step's
     phi, state = parameters("phi", phi), None
@@ -232,7 +231,7 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
     loss: as in `gradient_descent`. Martens's products are with the Gauss-Newton matrix and damped; here H is the
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
-    check_steps(steps)
+    whole(steps=steps)
     whole(cg_steps=cg_steps, halvings=halvings)
     finite(positive=True, lr=lr)
     function(loss=loss)
@@ -255,10 +254,6 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
             found, t = found | enough, t / 2
             phi, found = stop_gradient((phi, found))  # or all trials' graphs would be kept
     return phi
-
-
-def check_steps(steps):
-    whole(steps=steps)
 
 
 # ---- linear systems, one per task ------------------------------------------------------------------------------------
@@ -382,7 +377,7 @@ def solution_of(linear_solver, matvec, b, **options):
 
 def checked(name, matvec, b, steps):
     """(matvec, for as long as the products are shaped like b; b as a list)."""
-    check_steps(steps)
+    whole(steps=steps)
     function(matvec=matvec)
     if isinstance(b, (Tensor, np.ndarray)) or not hasattr(b, "__iter__"):
         raise TypeError(f"{name} needs b as a list of Tensors (tasks, ...), got {describe(b)}")

@@ -13,9 +13,9 @@ subtracts. θ itself is never changed.
 """
 
 from .. import solvers
-from ..arguments import FLOATS, describe, function, items
+from ..arguments import FLOATS, describe, function, items, whole
 from ..ops import broadcast_to
-from ..solvers import check_steps, gradient_descent, like, parameters, sgd, step_sizes
+from ..solvers import gradient_descent, like, parameters, sgd, step_sizes
 from ..tensor import Tensor, ancestors, stop_gradient
 
 
@@ -33,7 +33,7 @@ def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None,
         raise ValueError("adapt: solve takes the place of the steps, and so of their rule; leave one of them out")
     if create_graph and solve is not None:
         raise ValueError("adapt: create_graph=True differentiates gradient descent's steps; leave solve out")
-    check_steps(steps)
+    whole(steps=steps)
     objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
     if solve is not None:
         function(solve=solve)

@@ -11,7 +11,7 @@ First order has the first part only.
 
 from ..arguments import whole
 from ..ops import broadcast_to, mean
-from ..solvers import check_steps, sgd
+from ..solvers import sgd
 from ..tensor import grad, stop_gradient
 from .adapt import check, count_tasks, task_losses, trajectory
 
@@ -25,8 +25,7 @@ def anil(loss, theta, support, query, *, alpha, steps, head, first_order=False, 
     batch, rule: see `adapt`. Raises ValueError unless 0 ≤ head ≤ len(theta).
     """
     theta, tasks = check(theta, support, query), count_tasks(support)
-    check_steps(steps)
-    whole(head=head)
+    whole(steps=steps, head=head)
     if head > len(theta):
         raise ValueError(f"head is how many of theta's {len(theta)} parameters adapt, from the last on; got {head}")
     body = [broadcast_to(t, (tasks, *t.shape)) for t in theta[: len(theta) - head]]

@@ -23,7 +23,7 @@ more; and it leaves out the factor p, which matters for the energy alone.
 
 from ..arguments import whole
 from ..ops import abs, greater, mean, sqrt, sum, where
-from ..solvers import check_steps, dot, per_task, sgd, update
+from ..solvers import dot, per_task, sgd, update
 from ..tensor import grad, stop_gradient
 from .adapt import check, inner_problem, task_losses
 
@@ -40,7 +40,7 @@ def leap(
     whole(1, p=p)
     if p > 2:
         raise ValueError(f"p must be 1, the length of the way, or 2, its energy; got {p}")
-    check_steps(steps)
+    whole(steps=steps)
     theta = check(theta, support, query)
     objective, phi = inner_problem(loss, theta, support, batch, alpha, rule)
     phi, state = stop_gradient(phi), None

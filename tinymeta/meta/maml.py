@@ -19,7 +19,7 @@ all eigenvalues of I − α H between −1 and 1, what is left out shrinks geome
 
 from ..arguments import whole
 from ..ops import mean, sum
-from ..solvers import check_steps, sgd
+from ..solvers import sgd
 from ..tensor import grad, stop_gradient
 from .adapt import adapt, check, task_losses, trajectory
 
@@ -50,7 +50,7 @@ def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, ru
 
     Raises ValueError unless 0 ≤ last ≤ steps. batch's steps and the rule's state go on across the cut.
     """
-    check_steps(steps)
+    whole(steps=steps)
     whole(last=last)
     if last > steps:
         raise ValueError(f"last is the number of inner steps to go back through, 0 to steps={steps}, got {last}")
