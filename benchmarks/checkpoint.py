@@ -1,12 +1,14 @@
 """A training's state on disk: one .npz, replaced whole or not at all, and read only if its content is what was written.
 
-The state is a tree of dicts and lists with numbers, text, None, arrays and Tensors. The file holds the tree as JSON,
-with a number in the place of each array, the arrays, and a SHA-256 of all of it. Nothing in it is ever executed.
+The state is a tree of lists, and of dicts with text as keys, with numbers, text, None, arrays and Tensors. The file
+holds the tree as JSON, with a number in the place of each array, the arrays, and a SHA-256 of all of it. Nothing in it
+is ever executed.
 """
 
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,7 @@ FORMAT = 2  # to be raised when what a state holds, or what it means, changes
 
 def save(path, state):
     """Write the tree. Killed at any moment, the file at `path` is the one before or the one after."""
+    require_keys(state)
     arrays = []
 
     def number(x):
@@ -35,7 +38,7 @@ def save(path, state):
 
 def load(path):
     """The tree of `save`. OSError if there is no such file, ValueError if it is damaged or something else."""
-    data = regular(path).read_bytes()
+    data = Path(regular(path)).read_bytes()
 
     def value(part):
         if part.keys() == {"array"}:
@@ -55,6 +58,16 @@ def load(path):
     if kind != FORMAT:
         raise ValueError(f"{path} has format {kind}, this version reads and writes format {FORMAT}")
     return state
+
+
+def require_keys(state):
+    """JSON would turn other keys into text, and `load` a dict of one of these two into an array."""
+    if isinstance(state, dict):
+        if not all(isinstance(key, str) for key in state) or state.keys() in ({"array"}, {"tensor"}):
+            raise TypeError(f"a checkpoint's keys are text, and more than 'array' or 'tensor' alone, not {[*state]}")
+        state = list(state.values())
+    for part in state if isinstance(state, (list, tuple)) else ():
+        require_keys(part)
 
 
 def digest(tree, content):

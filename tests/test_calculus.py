@@ -77,9 +77,9 @@ def test_bad_directions_and_outputs():
     with pytest.raises(TypeError, match="jvp: f returns one Tensor, got a list"):
         tm.jvp(lambda x: [x, x], [x], [np.ones(3)])
     for directions in ([np.ones(2)], []):
-        with pytest.raises(ValueError, match="one direction for each x, of its shape"):
+        with pytest.raises(ValueError, match="one direction for each x: of shapes"):
             tm.jvp(tm.sin, [x], directions)
-        with pytest.raises(ValueError, match="one direction for each x, of its shape"):
+        with pytest.raises(ValueError, match="one direction for each x: of shapes"):
             tm.hvp(lambda x: tm.sum(x**3), [x], directions)
 
 

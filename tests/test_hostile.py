@@ -217,6 +217,23 @@ def test_objects_are_not_saved(tmp_path):
     assert not list(tmp_path.glob("c.npz*"))
 
 
+@pytest.mark.parametrize("state", [{1: 2.0}, {"a": [{None: "x"}]}, {"a": ({"array": 3},)}, [{"tensor": 0}]], ids=str)
+def test_keys_that_would_come_back_as_something_else_are_not_saved(state, tmp_path):
+    with pytest.raises(TypeError, match="a checkpoint's keys are text, and more than 'array' or 'tensor' alone"):
+        checkpoint.save(tmp_path / "c.npz", state)
+    assert not list(tmp_path.glob("c.npz*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_a_file_that_is_replaced_keeps_its_permissions(mode, tmp_path):
+    path = str(tmp_path / "c.npz")
+    checkpoint.save(path, {"n": 1})
+    os.chmod(path, mode)
+    checkpoint.save(path, {"n": 2})
+    assert os.stat(path).st_mode & 0o777 == mode and checkpoint.load(path) == {"n": 2}
+
+
 class Hangs(BaseException):
     """No Exception, which the reader would take for damage."""
 

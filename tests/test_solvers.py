@@ -429,6 +429,19 @@ def test_hessian_free_keeps_no_trial():
     assert len(seen) == 2 * (1 + 7)
 
 
+def test_a_task_without_a_finite_gradient_does_not_look_solved():
+    """√φ has no derivative at φ = 0, though it has a value: where the step fails, φ must not stay as it was."""
+
+    def loss(phi, step):
+        return tm.sum(tm.sqrt(phi[0]), axis=1) + 0.5 * tm.sum(phi[1] ** 2, axis=1)
+
+    start = [tm.Tensor(np.array([[1.0], [0.0]])), tm.Tensor(np.ones((2, 1)))]
+    with np.errstate(all="ignore"):
+        phi = tm.solvers.hessian_free(loss, start, steps=1, cg_steps=2)
+    for x in phi:
+        assert np.isfinite(x.data[0]).all() and np.isnan(x.data[1]).all()
+
+
 def test_hessian_free_sees_the_step_and_keeps_the_type():
     def loss(phi, step):
         return tm.sum((phi[0] - float(step)) ** 2, axis=1)

@@ -46,9 +46,7 @@ def like(xs, name, vs):
     vs = items(name, vs)
     shapes = [Tensor(v).shape for v in vs]
     if shapes != [x.shape for x in xs]:
-        raise ValueError(
-            f"{name} must be one direction for each x, of its shape: x are {[x.shape for x in xs]}, {name} {shapes}"
-        )
+        raise ValueError(f"{name} must be one direction for each x: of shapes {[x.shape for x in xs]}, not {shapes}")
     return vs
 
 

@@ -17,6 +17,8 @@ from . import kernels
 from .arguments import FLOATS, NUMBERS, axes_of, axis_of, describe, items, refusal, shape_of, type_of
 from .tensor import Tensor, apply, make, stopped
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def operands(op, x, y, beside=()):
     """x and y as Tensors of one type and of one shape, by NumPy's rules (for `where`, beside the shape of its mask)."""
@@ -51,6 +53,8 @@ def alike(op, x, y):
         xs = [int(x) if isinstance(x, np.integer) else x for x in xs]  # NumPy would wrap its own around
     dtype = dtypes.pop()
     try:
+        if dtype == FLOATS[0] and any(LARGEST < math.fabs(x) < math.inf for x in xs if type(x) is not Tensor):
+            raise OverflowError  # NumPy would make ∞ of it, with no more than a warning
         return [astype(x, dtype) if type(x) is Tensor else make(np.asarray(x, dtype), number, (), ()) for x in xs]
     except OverflowError:
         raise ValueError(f"{op} of {' and '.join(map(describe, xs))}: the number is too large for {dtype}") from None

@@ -151,6 +151,9 @@ def like(name, xs, params):
     shapes, expected = [x.shape for x in xs], [p.shape for p in params]
     if shapes != expected:
         raise ValueError(f"{name} has shapes {shapes}, expected {expected}")
+    for i, (x, p) in enumerate(zip(xs, params)):
+        if x.dtype != p.dtype:
+            raise TypeError(f"{name} has {describe(x)} as parameter {i}, expected {p.dtype}")
     return xs
 
 
@@ -228,6 +231,7 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
 
     and 0 if none does, so no step ever raises a task's loss, but for its rounding: 4 ε |loss| more is let pass, or the
     line search would end in the noise at √ε from the minimum. Every step makes halvings + 1 trials of all tasks.
+    A task whose gradient or d isn't finite has no step, and its φ becomes NaN.
     loss: as in `gradient_descent`. Martens's products are with the Gauss-Newton matrix and damped; here H is the
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
@@ -245,7 +249,9 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
         d = [where(per_task(at_once, x_i), d_i, x_i) for d_i, x_i in zip(downhill, newton.x)]
         rounding = 4 * np.finfo(before.dtype).eps * abs(before)
         bound, slope, t = stop_gradient(before + rounding), -dot(downhill, d), lr
-        phi, found = stop_gradient(phi), less(bound, bound)
+        lost = logical_not(less(abs(slope), np.inf))  # no trial of such a task is enough, and it must not look solved
+        phi = stop_gradient([where(per_task(lost, p), np.nan, p) for p in phi])
+        found = Tensor(np.zeros(bound.shape, bool))
         for _ in range(halvings + 1):
             trial = stop_gradient([p + t * d_i for p, d_i in zip(phi, d)])
             enough = less_equal(loss(trial, k), bound + 1e-4 * t * slope)

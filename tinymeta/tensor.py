@@ -289,9 +289,7 @@ def check_targets(xs):
         if not isinstance(x, Tensor):
             raise TypeError(f"xs[{i}] is {describe(x)}: make it a Tensor before y is computed from it")
         if x.dtype not in FLOATS:
-            raise TypeError(
-                f"xs[{i}] is {describe(x)}, which has no derivative: pass floats, e.g. x.astype(np.float64)"
-            )
+            raise TypeError(f"xs[{i}] is {describe(x)}, which has no derivative: take floats, x.astype(np.float64)")
     return xs
 
 

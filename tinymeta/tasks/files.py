@@ -9,6 +9,7 @@ import glob
 import io
 import math
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -50,7 +51,8 @@ def read_npz(data, most):
 
 
 def write_whole(file, data):
-    """All of the file or nothing, even if two processes write it at once, or one is killed. A link stays a link.
+    """All of the file or nothing, even if two processes write it at once, or one is killed. A link stays a link, and
+    permissions stay what they were.
 
     What a killed one has left is removed by `sweep`, which comes first. OSError if it can't be written.
     """
@@ -65,6 +67,9 @@ def write_whole(file, data):
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if file.exists():
+            with suppress(OSError):  # not every disk has permissions
+                shutil.copymode(file, part)
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
