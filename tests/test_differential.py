@@ -375,6 +375,100 @@ def test_meta_gradients(oracle, case, long):
         assert_agree(found, expected, f"seed {seed}")
 
 
+def further_cases():
+    """(method, options, rule, network), which torch alone is asked for."""
+    cases = []
+    for first_order in (False, True):
+        for steps, weights in [(1, [1.0]), (3, [0.2, 0.3, 0.5]), (5, [0.0, 0.0, 0.1, 0.1, 0.8])]:
+            options = {"steps": steps, "weights": np.array(weights), "first_order": first_order}
+            cases += [("maml_plus_plus", options, SGD, SMALL)]
+    cases += [("maml_plus_plus", {"steps": 2, "weights": np.array([0.4, 0.6]), "first_order": False}, SGD, PIXELS)]
+    for p in (1, 2):
+        for loss_coordinate, stabiliser in [(True, True), (True, False), (False, False)]:
+            options = {"p": p, "loss_coordinate": loss_coordinate, "stabiliser": stabiliser}
+            cases += [("leap", {"alpha": 0.1, "steps": 4, **options}, SGD, SMALL)]
+            cases += [("leap", {"alpha": 1.5, "steps": 3, **options}, NESTEROV, SMALL)]  # uphill too
+    cases += [("leap", {"alpha": 0.1, "steps": steps, "p": 1, "loss_coordinate": True, "stabiliser": True}, SGD, PIXELS)
+              for steps in (0, 3)]  # fmt: skip
+    cases += [("dropout", {"alpha": 0.1, "steps": steps}, SGD, SMALL) for steps in (0, 1, 4)]
+    cases += [("dropout", {"alpha": 0.05, "steps": 3}, rule, SMALL) for rule in (NESTEROV, ADAM)]
+    proximal = {"alpha": 0.05, "steps": 3}
+    cases += [("shrinkage", {**proximal, "modules": modules}, SGD, SMALL)
+              for modules in ([[0, 1, 2, 3, 4, 5]], [[0, 1], [2, 3], [4, 5]], [[4, 0], [1, 2, 3, 5]])]  # fmt: skip
+    cases += [("shrinkage", {**proximal, "modules": [[0, 1, 2], [3, 4, 5]]}, rule, SMALL) for rule in (NESTEROV, ADAM)]
+    es = {"alpha": 0.05, "sigma": 0.1}
+    cases += [("es_maml", {**es, "steps": steps}, None, SMALL) for steps in (0, 1, 3)]
+    cases += [("first_order_es_maml", {**es, "steps": steps, "hessian": hessian}, None, SMALL)
+              for steps in (0, 1, 3) for hessian in (True, False)]  # fmt: skip
+    return cases
+
+
+def further(method, rng, theta, tasks, rule, options):
+    """(theta with what the method adds to it, arguments of both sides, our algorithm, arguments of ours alone)."""
+    leaves, steps, ours = [tm.Tensor(t) for t in theta], options["steps"], {"rule": rule and rule_of(rule)}
+    if method == "maml_plus_plus":
+        return theta + [rng.uniform(0.02, 0.15, steps) for _ in theta], {}, tm.meta.maml_plus_plus, {}
+    if method == "dropout":
+        noise = tm.meta.draw_noise(rng, leaves, 0.3, tasks=tasks, steps=steps)
+        return theta, {"noise": noise}, tm.meta.maml, {"rule": tm.meta.dropout(noise, rule_of(rule))}
+    if method == "shrinkage":
+        theta = theta + [np.array(-np.log(lam)) for lam in rng.uniform(8, 16, len(options["modules"]))]
+        ours |= {"cg_steps": sum(t.size for t in leaves), "linear_solver": partial(tm.solvers.cg, tol=0)}
+        return theta, {}, tm.meta.shrinkage, ours
+    if method == "leap":
+        return theta, {}, tm.meta.leap, ours
+    noise = tm.meta.draw_es_noise(rng, leaves, tasks, steps=steps, perturbations=3, queries=4)
+    return theta, {"noise": noise}, getattr(tm.meta, method), {"noise": noise}
+
+
+@pytest.mark.parametrize("case", further_cases(), ids=lambda case: f"{case[0]} {case[1]} {case[2] and case[2][0]}")
+def test_further_meta_gradients(case, long):
+    pytest.importorskip("torch")
+    import torch_oracle
+
+    method, options, rule, spec = case
+    for seed in range(20 if long else 1):
+        rng = np.random.default_rng(seed)
+        theta, support, query = draw_problem(rng, spec)
+        theta, shared, algorithm, given = further(method, rng, theta, len(support[0]), rule, options)
+        start = [tm.Tensor(t) for t in theta]
+        query_loss, meta_grad = algorithm(loss_of(spec), start, support, query, **options, **given)
+        with torch_oracle.running():
+            expected = torch_oracle.meta_gradient(method, spec, theta, support, query, rule or SGD, **options, **shared)
+        assert_agree([query_loss.data, *[g.data for g in meta_grad]], expected, f"seed {seed}")
+
+
+def compare_hypergradient(oracle, seed):
+    """λ: the logarithm of a weight decay for each parameter, and a weight for each column of the targets."""
+    rng = np.random.default_rng(seed)
+    theta, data, val_data = draw_problem(rng, SMALL)
+    w = [t + 0.1 * rng.standard_normal((3, *t.shape)) for t in theta]
+    hyper = [rng.uniform(2, 2.5, len(w)), rng.uniform(0.5, 1, 2)]
+
+    def weighted(w, hyper, data):
+        return tm.mean(hyper[1] * (tm.nn.mlp(w, data[0], tm.tanh) - data[1]) ** 2, axis=(1, 2))
+
+    def train_loss(w, hyper):
+        decay = sum(tm.exp(hyper[0][i]) / 2 * tm.solvers.dot([w_i], [w_i]) for i, w_i in enumerate(w))
+        return weighted(w, hyper, data) + decay
+
+    value, found = tm.meta.hypergradient(
+        train_loss, lambda w, hyper: weighted(w, hyper, val_data), [tm.Tensor(w_i) for w_i in w],
+        [tm.Tensor(h) for h in hyper], steps=sum(t.size for t in theta), linear_solver=partial(tm.solvers.cg, tol=0),
+    )  # fmt: skip
+    expected = oracle.hypergradient(SMALL, w, hyper, data, val_data)
+    assert_agree([value.data, *[h.data for h in found]], expected, f"seed {seed}")
+
+
+def test_hypergradients(long):
+    pytest.importorskip("torch")
+    import torch_oracle
+
+    with torch_oracle.running():
+        for seed in range(100 if long else 2):
+            compare_hypergradient(torch_oracle, seed)
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 ITERATIONS = 100

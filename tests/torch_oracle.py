@@ -279,7 +279,7 @@ def imaml(loss, theta, tasks, *, lam, alpha, steps, rule, cg_steps):
     lams = torch.cat([torch.full_like(t, lam_i).reshape(-1) for lam_i, t in zip(lam, theta)])
     total, meta_grad = 0, 0
     for support, query in tasks:
-        query_loss, b, H = solved(loss, theta, support, query, lam, alpha, steps, rule)
+        _, query_loss, b, H = solved(loss, theta, support, query, lam, alpha, steps, rule)
         A = torch.eye(len(b), dtype=b.dtype) + H / lams  # I + HΛ⁻¹
         x = torch.linalg.solve(A, b) if cg_steps is None else conjugate_gradients(A, b, cg_steps)
         total, meta_grad = total + query_loss / len(tasks), meta_grad + x / len(tasks)
@@ -287,7 +287,7 @@ def imaml(loss, theta, tasks, *, lam, alpha, steps, rule, cg_steps):
 
 
 def solved(loss, theta, support, query, lam, alpha, steps, rule):
-    """At the φ of one task: the query loss, its gradient and the Hessian of the support loss, as vector and matrix."""
+    """φ of one task; the query loss there, its gradient as a vector, and the Hessian of the support loss as a matrix."""
 
     def proximal(phi, data):
         return loss(phi, data) + sum(lam_i / 2 * ((p - t.detach()) ** 2).sum() for lam_i, p, t in zip(lam, phi, theta))
@@ -298,7 +298,7 @@ def solved(loss, theta, support, query, lam, alpha, steps, rule):
     query_loss = loss(phi, query)
     flat_phi, b = (torch.cat([x.detach().reshape(-1) for x in xs]) for xs in (phi, gradient(query_loss, phi)))
     H = torch.autograd.functional.hessian(lambda p: loss(unflat(p, theta), support), flat_phi, vectorize=True)
-    return query_loss.detach(), b, H
+    return flat_phi, query_loss.detach(), b, H
 
 
 def unflat(flat, like):
@@ -314,6 +314,148 @@ def conjugate_gradients(A, b, steps):
         x, r_next = x + a * p, r - a * (A @ p)
         p, r = r_next + (r_next @ r_next) / (r @ r) * p, r_next
     return x
+
+
+def shrinkage(loss, theta, tasks, *, modules, alpha, steps, rule):
+    """∂φ*/∂log σ_m² = λ_m (H + Λ)⁻¹ (φ* − θ)_m, one column for each module."""
+    w = theta[: -len(modules)]
+    module_of = [next(m for m, module in enumerate(modules) if i in module) for i in range(len(w))]
+    lam = [torch.exp(-theta[len(w) + m]).detach() for m in module_of]
+    spread = lambda values: torch.cat([torch.full_like(t, float(v)).reshape(-1) for v, t in zip(values, w)])
+    lams, start = spread(lam), torch.cat([t.detach().reshape(-1) for t in w])
+    total, meta_grad = 0, 0
+    for support, query in tasks:
+        phi, query_loss, b, H = solved(loss, w, support, query, lam, alpha, steps, rule)
+        columns = [lams * (phi - start) * spread([m == n for n in module_of]) for m in range(len(modules))]
+        jacobian = torch.linalg.solve(H + torch.diag(lams), torch.cat([torch.diag(lams), torch.stack(columns, 1)], 1))
+        total, meta_grad = total + query_loss / len(tasks), meta_grad + b @ jacobian / len(tasks)
+    return total, [*unflat(meta_grad[: len(start)], w), *meta_grad[len(start) :]]
+
+
+def hypergradient(spec, w, hyper, data, val_data):
+    """(mean validation loss, dF/dλ) of `weighted` losses from dense Hessians, λ = hyper, at weights w of each task."""
+    found = [of_one_task(spec, [w_i[task] for w_i in w], hyper, *both)
+             for task, both in enumerate(zip(of_tasks(data), of_tasks(val_data)))]  # fmt: skip
+    return [np.mean(each, axis=0) for each in zip(*found)]
+
+
+def of_one_task(spec, w, hyper, data, val_data):
+    w, hyper = leaves(w), leaves(hyper)
+    n, flat = sum(w_i.numel() for w_i in w), torch.cat([x.detach().reshape(-1) for x in w + hyper])
+
+    def train_loss(flat):
+        xs = unflat(flat, w + hyper)
+        decay = sum(torch.exp(log_c) / 2 * (w_i**2).sum() for log_c, w_i in zip(xs[len(w)], xs))
+        return weighted(spec, xs[: len(w)], xs[-1], data) + decay
+
+    value = weighted(spec, w, hyper[-1], val_data)
+    bar = torch.cat([g.reshape(-1) for g in gradient(value, w + hyper)])
+    H = torch.autograd.functional.hessian(train_loss, flat)
+    v = torch.linalg.solve(H[:n, :n], bar[:n])
+    return numpy([value, *unflat(bar[n:] - v @ H[:n, n:], hyper)])
+
+
+def weighted(spec, w, weight, data):
+    return (weight * (mlp(spec, w, data[0]) - data[1]) ** 2).mean()
+
+
+def maml_plus_plus(loss, theta, tasks, *, steps, weights, first_order, rule):
+    w, a = theta[: len(theta) // 2], theta[len(theta) // 2 :]
+    total, objective = 0, 0
+    for support, query in tasks:
+        phi = w
+        for j in range(steps):
+            g = torch.autograd.grad(loss(phi, support), phi, create_graph=not first_order)
+            phi = [p - a_i[j] * g_i for p, a_i, g_i in zip(phi, a, g)]
+            query_loss = loss(phi, query) / len(tasks)
+            objective = objective + weights[j] * query_loss
+        total = total + query_loss
+    return total, gradient(objective, theta)
+
+
+def dropout(loss, theta, tasks, *, alpha, steps, noise, rule):
+    """MAML whose inner gradients are multiplied by noise (tasks, steps, ...)."""
+    total = 0
+    for task, (support, query) in enumerate(tasks):
+        phi, state = theta, None
+        for k in range(steps):
+            g = torch.autograd.grad(loss(phi, support), phi, create_graph=True)
+            phi, state = rule(phi, [tensor(n[task, k]) * g_i for n, g_i in zip(noise, g)], state, rates(alpha, theta))
+        total = total + loss(phi, query) / len(tasks)
+    return total, gradient(total, theta)
+
+
+def leap(loss, theta, tasks, *, alpha, steps, p, loss_coordinate, stabiliser, rule):
+    """Σ ‖γ̄ − γ(θ_i)‖ᵖ by autograd: γ̄ is a constant, and each θ_i moves as θ does."""
+    total, meta_grad = 0, [torch.zeros_like(t) for t in theta]
+    for support, query in tasks:
+        phi, state = detached(theta), None
+        for _ in range(steps):
+            ahead, state = detached(inner_loop(loss, phi, support, rates(alpha, theta), 1, rule, state))
+            square = sum(((b - a) ** 2).sum() for a, b in zip(phi, detached(ahead)))
+            if loss_coordinate:
+                f = loss(phi, support)
+                climb = (loss(ahead, support) - f).detach()
+                end = f.detach() + (-climb.abs() if stabiliser else climb)
+                square = square + (end - f) ** 2
+            meta_grad = [m + g / len(tasks) for m, g in zip(meta_grad, gradient(square ** (p / 2), phi))]
+            phi = ahead
+        total = total + loss(phi, query) / len(tasks)
+    return total, meta_grad
+
+
+def shifted(theta, noise, sigma):
+    """θ + σ h and θ − σ h for every draw: a list of (h, point), noise: arrays (n, ...)."""
+    draws = [[sign * tensor(h[j]) for h in noise] for sign in (1, -1) for j in range(len(noise[0]))]
+    return [(h, [t + sigma * h_i for t, h_i in zip(theta, h)]) for h in draws]
+
+
+def es_gradient(f, theta, noise, sigma):
+    """(f at the points around θ, Σ f(θ + σ h) h / (their number · σ))."""
+    points = shifted(theta, noise, sigma)
+    values = [f(point) for _, point in points]
+    sums = [sum(y * h[i] for y, (h, _) in zip(values, points)) for i in range(len(theta))]
+    return torch.stack(values), [s / (len(points) * sigma) for s in sums]
+
+
+def es_step(loss, theta, support, noise, alpha, sigma):
+    values, g = es_gradient(lambda phi: loss(phi, support), theta, noise, sigma)
+    return values, [t - alpha * g_i for t, g_i in zip(theta, g)]
+
+
+def es_maml(loss, theta, tasks, *, alpha, steps, sigma, noise, rule):
+    total, meta_grad = 0, [0] * len(theta)
+    for task, (support, query) in enumerate(tasks):
+        outer, inner = ([h[task] for h in part] for part in noise)
+
+        def adapted(phi, support=support, query=query, inner=inner):
+            for k in range(steps):
+                _, phi = es_step(loss, phi, support, [h[k] for h in inner], alpha, sigma)
+            return loss(phi, query)
+
+        values, g = es_gradient(adapted, theta, outer, sigma)
+        total, meta_grad = total + values.mean() / len(tasks), [m + g_i / len(tasks) for m, g_i in zip(meta_grad, g)]
+    return total, meta_grad
+
+
+def first_order_es_maml(loss, theta, tasks, *, alpha, steps, sigma, noise, hessian, rule):
+    """ESHess as a dense matrix: Σ (f − f̄) h hᵀ / (2 (n − 1) σ²) over the 2n points of n draws."""
+    total, meta_grad = 0, 0
+    for task, (support, query) in enumerate(tasks):
+        outer, inner = ([h[task] for h in part] for part in noise)
+        phi, factors = theta, []
+        for k in range(steps):
+            at_k = [h[k] for h in inner]
+            h = torch.stack([torch.cat([h_i.reshape(-1) for h_i in h]) for h, _ in shifted(phi, at_k, sigma)])
+            values, phi = es_step(loss, phi, support, at_k, alpha, sigma)
+            H = h.T @ ((values - values.mean())[:, None] * h) / ((len(h) - 2) * sigma**2)
+            factors.append(torch.eye(len(H), dtype=H.dtype) - alpha * H)
+        values, v = es_gradient(lambda phi, query=query: loss(phi, query), phi, outer, sigma)
+        v = torch.cat([v_i.reshape(-1) for v_i in v])
+        for factor in reversed(factors) if hessian else ():
+            v = factor @ v
+        total, meta_grad = total + values.mean() / len(tasks), meta_grad + v / len(tasks)
+    return total, unflat(meta_grad, theta)
 
 
 def meta_gradient(method, spec, theta, support, query, rule, **options):
