@@ -134,6 +134,27 @@ def test_svg_is_sound(example):
     assert labels >= len(boxes)
 
 
+def edges_of(text):
+    """The points of every edge in SVG text, each (n, 2), by the definition of a Bézier curve."""
+    t = np.linspace(0, 1, 201)[:, None]
+    for path in re.findall(r'<path d="(M[^"]*)" fill="none"', text):
+        p = np.array(re.findall(r"-?[0-9.]+", path), float).reshape(-1, 2)
+        while len(p) > 1:
+            a, b, c, d = p[:4]
+            yield (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d
+            p = p[3:]
+
+
+@pytest.mark.parametrize("name", ["picture", "cube", "network"])
+def test_no_edge_passes_behind_a_box(name):
+    text = explain.picture() if name == "picture" else tm.draw(GRAPHS[name]()[0], format="svg")
+    boxes = read_svg(text)[0]
+    assert len(list(edges_of(text))) >= 11
+    for points in edges_of(text):
+        for box in boxes:
+            assert not ((points > np.add(box[:2], 1)) & (points < np.subtract(box[2:], 1))).all(axis=1).any(), box
+
+
 def test_names_values_shapes_and_signs_are_shown():
     ys, names = network()
     for text in both(ys, names=names):

@@ -9,6 +9,7 @@ Layout after Sugiyama, Tagawa and Toda (1981): levels by longest path, order wit
 """
 
 import html
+from bisect import bisect
 from xml.etree import ElementTree
 
 from .arguments import describe, items, whole
@@ -234,7 +235,7 @@ def to_svg(columns, note):
     head = {"viewBox": "0 0 8 8", "refX": 8, "refY": 4, "markerWidth": 5, "markerHeight": 5, "orient": "auto"}
     add(add(svg, "marker", id="head", **head), "path", d="M0,0 L8,4 L0,8 z", fill="#555555")
     for edge in edges:
-        add_edge(svg, *edge)
+        add_edge(svg, columns, *edge)
     for node in (node for column in columns for node in column.nodes):
         add_box(svg, node)
     if note:
@@ -250,22 +251,50 @@ def add(parent, tag, text=None, **attributes):
     return element
 
 
-def add_edge(svg, a, b, flow):
+def add_edge(svg, columns, a, b, flow):
     """Within a column an edge leaves and enters in the column's direction; to another it goes sideways, unless there a
-    box is in the way. What a pullback reads of earlier passes is thin."""
+    box is in the way, and if it would pass behind a box, then between two levels. What a pullback reads of earlier
+    passes is thin."""
     across = a.column is not b.column
-    (ax, ay, au, av), (bx, by, bu, bv) = ends = [
+    start, end = (
         (node.x + out * node.width / 2, node.y, 1, 0)  # a point and the direction of the edge there
         if across and node.sides[node is b]
         else (node.x, node.y + out * node.column.down * node.height / 2, 0, node.column.down)
         for node, out in ((a, 1), (b, -1))
-    ]
-    h, s, t = abs(bx - ax) / 2, *(abs(by - ay) / 2 if (by - ay) * v > 0 else PITCH / 2 for *_, v in ends)
-    d = f"M{ax:.1f},{ay:.1f} C{ax + h * au:.1f},{ay + s * av:.1f} {bx - h * bu:.1f},{by - t * bv:.1f} {bx:.1f},{by:.1f}"
+    )
+    routes = [(start, end)]
+    if across:
+        left, right = columns[columns.index(a.column) + 1].left, b.column.left
+        ys = [node.y + side * node.column.down * PITCH / 2 for node in (b, a) for side in (-1, 1)]
+        routes += [(start, (left, y, 1, 0), (right, y, 1, 0), end) for y in ys]
+    drawn = [[cubic(*p, *q) for p, q in zip(route, route[1:])] for route in routes]
+    curves = next((c for c in drawn if not across or not behind(c, columns, (a, b))), drawn[0])
+    d = f"M{start[0]:.1f},{start[1]:.1f}"
+    d += "".join(" C" + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) for _, *points in curves)
     reads = across and b.order > a.order
     line = {"stroke": "#999999" if reads else "#333333", "stroke_width": 1 if reads else 1.5}
     line["stroke_dasharray"] = "none" if flow else "4,3"
     add(svg, "path", d=d, fill="none", marker_end="url(#head)" if isinstance(b, Node) else "none", **line)
+
+
+def cubic(ax, ay, au, av, bx, by, bu, bv):
+    """The four points of a Bézier curve from a to b, with the directions (u, v) that it has there."""
+    h, s, t = abs(bx - ax) / 2, *(abs(by - ay) / 2 if (by - ay) * v > 0 else PITCH / 2 for v in (av, bv))
+    return (ax, ay), (ax + h * au, ay + s * av), (bx - h * bu, by - t * bv), (bx, by)
+
+
+def behind(curves, columns, ends):
+    """Do these Bézier curves, from one of the ends to the other, pass behind a box, or closely by?"""
+    lefts = [column.left for column in columns]
+    for curve in curves:
+        for t in (i / 16 for i in range(17)):
+            weights = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
+            x, y = (sum(w * v for w, v in zip(weights, values)) for values in zip(*curve))
+            for n in columns[bisect(lefts, x) - 1].nodes:
+                margin = -2 if n in ends else 3
+                if abs(x - n.x) < n.width / 2 + margin and abs(y - n.y) < n.height / 2 + margin:
+                    return True
+    return False
 
 
 def add_box(svg, node):

@@ -169,5 +169,5 @@ def picture(alpha=0.1):
     theta1 = theta - alpha * g
     query = query_loss(theta1)
     v, meta_grad = tm.grad(query, [theta1, theta], create_graph=True)
-    names = {"θ": theta, "L": support, "g": g, "θ′": theta1, "Q": query, "v": v, "∂Q/∂θ": meta_grad}
+    names = {"θ": theta, "L_s": support, "g": g, "θ′": theta1, "L_q": query, "v": v, "∂L_q/∂θ": meta_grad}
     return tm.draw([support, query, meta_grad], names=names, format="svg")
