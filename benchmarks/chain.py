@@ -41,7 +41,7 @@ def numbers():
 def draw(plt, path):
     meta_grads, phis, gs, factors, query_loss, solution = numbers()
     figure, axis = plt.subplots(figsize=(9.6, 5.2))
-    axis.set(xlim=(-1.75, 5.95), ylim=(-6.25, 0.5))
+    axis.set(xlim=(-1.75, 5.95), ylim=(-6.45, 0.5))
     axis.axis("off")
     forward, back, cut, other = (dict(ec=edge, fc=fill) for edge, fill in (
         ("0.3", "0.95"), ("tab:blue", "#e6f0fa"), ("0.6", "white"), ("tab:green", "#e8f5e8")))  # fmt: skip
@@ -89,16 +89,19 @@ def draw(plt, path):
     arrow(x[2], x[0], 4.6, "tab:green", "θ − θ″ = α (g₀ + g₁)")
     box(x[0], 4.6, f"{meta_grads['Reptile']:.3f}", other)
     title(5.75, "iMAML", "the end, not the way")
-    arrow(loss_x, x[2], 5.75, "tab:green", "∇$L_q$(φ*)", f"{solution - 2:.3f}".replace("-", "−"))
-    box(x[2], 5.75, f"φ* = {solution:.3f}", forward)
-    arrow(x[2], x[0], 5.75, "tab:green", "× 1 / (1 + h(φ*)/λ)", f"× {meta_grads['iMAML'] / (solution - 2):.3f}")
+    end = (x[1] + x[2]) / 2  # in no column: φ* is none of the θs
+    arrow(loss_x, end, 5.75, "tab:green", "∇$L_q$(φ*)", f"{solution - 2:.3f}".replace("-", "−"))
+    box(end, 5.75, f"φ* = {solution:.3f}", forward)
+    what = f"where $L_s$ + λ/2 (φ − θ)² is least; λ = {LAM:g}"
+    axis.text(end, -6.1, what, ha="center", va="top", fontsize=7.5, color="0.35")
+    arrow(end, x[0], 5.75, "tab:green", "× 1 / (1 + h(φ*)/λ)", f"× {meta_grads['iMAML'] / (solution - 2):.3f}")
     box(x[0], 5.75, f"{meta_grads['iMAML']:.3f}", other)
     report.write_picture(path, figure, bbox_inches="tight")
     plt.close(figure)
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "example:\n  python -m benchmarks.chain --out out    a second")
+    parser = report.parser(__doc__, "example: python -m benchmarks.chain --out benchmarks/results   (a second or two)")
     args = report.parse(parser, argv)
     meta_grads, *_ = numbers()
     print(*(f"{name:>10} {value:8.4f}" for name, value in meta_grads.items()), sep="\n")
