@@ -7,7 +7,7 @@ drawn by a program, since only the cost counts; one task.
     memory    the peak of what an eager call allocates (tracemalloc), and the buffers of the compiled plan, exactly
     time      of an eager call, median over rounds; in each round all have their turn, so that none has the quiet hours
 
-MAML keeps the graph of every step; truncated back-propagation (Shaban et al. 2019) that of the last LAST; FO-MAML and
+MAML keeps the graph of every step; truncated back-propagation (Shaban et al. 2019) that of the last 4; FO-MAML and
 Reptile one; iMAML one and its Hessian-vector products. MAML walks back through each step, iMAML a fixed number of times
 through the last point: beyond some number of steps iMAML takes less time too, and the table says from where.
 
@@ -307,7 +307,7 @@ def draw(plt, setting, costs, path):
     panels = [
         ("memory grows with the steps gone back through", "peak memory, MB", "peak", megabytes, PUBLISHED_MEMORY),
         (
-            "time: back through a step costs two more",
+            "time: back through a step costs two more gradients",
             "seconds a meta-gradient",
             "seconds",
             1,
@@ -339,7 +339,9 @@ def draw(plt, setting, costs, path):
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick")
+    parser = report.parser(
+        __doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick   (a few seconds)"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
     args = report.parse(parser, argv)

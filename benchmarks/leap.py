@@ -38,7 +38,7 @@ from tinymeta.tasks import glyphs
 
 WAYS, TRAIN_DRAWINGS, BATCH = 20, 15, 20
 TEST_ALPHABETS = 10
-TITLES = {"leap": "Leap", "reptile": "Reptile", "fomaml": "FO-MAML", "maml": "MAML", "none": "none"}
+TITLES = {"leap": "Leap", "reptile": "Reptile", "fomaml": "FO-MAML", "maml": "MAML", "none": "random weights"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed as an object: what is compiled is kept by Settings
@@ -305,9 +305,11 @@ def draw(plt, s, figures, data, path):
         areas = [by_number[n]["auc"] for n in s.alphabets]
         spreads = [area["spread"] or 0 for area in areas]
         right.errorbar(s.alphabets, [area["mean"] for area in areas], spreads, marker=".", capsize=3, **style)
-    left.set(xlabel="gradient steps", ylabel="accuracy, %", title=f"{data}, {s.alphabets[-1]} training alphabets")
-    right.set(xlabel="training alphabets", ylabel="area under the curve, %", title=f"± over {s.seeds} seeds")
-    left.legend(frameon=False)
+    left.set(xlabel="gradient steps", ylabel="accuracy, %")
+    left.set_title(f"{data}, {s.alphabets[-1]} training alphabets, mean of {s.seeds} seeds")
+    right.set(xlabel="training alphabets", ylabel="area under the curve, %")
+    right.set_title(f"mean ± 1 s.d. over {s.seeds} seeds")
+    left.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     report.write_picture(path, figure)
     plt.close(figure)

@@ -1,6 +1,6 @@
 """Write the tables of README.md and benchmarks/README.md from results/ and from the source: all there was measured.
 
-A test fails when one of them is not what this command would write.
+A test fails when one of them is not what this command would write. It also draws omniglot_5way_1shot.png.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def omniglot():
 
 
 def family():
-    """The sine waves by every algorithm with one budget, K = 5."""
+    """The sine waves by every algorithm after the same number of iterations, K = 5."""
     from benchmarks.sinusoid import METHODS
 
     record = json.loads((ROOT / "benchmarks/results/sinusoid_family.json").read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def family():
 
 
 def omniglot_family():
-    """5-way 1-shot by every algorithm, with one short budget."""
+    """5-way 1-shot by every algorithm, after the same small number of iterations."""
     from benchmarks.omniglot_protocols import TITLES, Settings
 
     rows = ["| | accuracy, % | untrained | ms a step | minutes |", "|---" * 5 + "|"]
@@ -197,7 +197,9 @@ def updated(text):
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser("python -m benchmarks.readme", description=__doc__, epilog="Takes a second.").parse_args()
+    argparse.ArgumentParser(
+        "python -m benchmarks.readme", description=__doc__, epilog="example: python -m benchmarks.readme   (2 seconds)"
+    ).parse_args()
     for page in PAGES:
         write_whole(page, updated(page.read_text(encoding="utf-8")).encode())
     if plt := report.pyplot():

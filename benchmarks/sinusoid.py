@@ -223,7 +223,7 @@ examples, with their time on 2 cores:
   python -m benchmarks.sinusoid                                    four algorithms and baselines, under 2 minutes
   python -m benchmarks.sinusoid --methods maml pretrained          1 minute
   python -m benchmarks.sinusoid --full --json sinusoid.json        the published training, about 10 minutes
-  python -m benchmarks.sinusoid --methods all --iterations 5000    the whole family at one budget, 13 minutes
+  python -m benchmarks.sinusoid --methods all --iterations 5000    the whole family, 5,000 iterations each, 13 minutes
 """
 
 

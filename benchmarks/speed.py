@@ -419,7 +419,7 @@ def main(argv=None):
     except (ValueError, RuntimeError) as error:
         parser.exit(1, f"{parser.prog}: stopped: {error}\n")
     if figures["races"] and (plt := report.pyplot()):
-        draw(plt, figures, args.out / "speed.png")
+        draw(plt, figures, GROWTH_BASE, args.out / "speed.png")
         print(f"picture: {args.out / 'speed.png'}")
     print(f"{time.perf_counter() - start:.0f} s")
 

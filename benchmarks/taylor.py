@@ -21,7 +21,7 @@ them without replacement. AvgGrad and AvgGradInner are means over the whole pool
 them would pull the coefficients toward 0. Each draw is seen at α and at −α: what is odd in α is then the first order,
 freed of the scatter of ḡ and of α².
 
-Takes half a minute to a minute on one core, in float64, on a tanh network.
+Takes about a minute, in float64, on a tanh network.
 """
 
 import time
@@ -99,7 +99,7 @@ def at_theta(theta, data):
 
 
 def expansion(name, theta, data):
-    """(g₀, g₁) of g = g₀ − α g₁ + O(α²) for the sequence data, (x, y), both (k, POINTS, 1)."""
+    """(e₀, e₁) of g = e₀ − α e₁ + O(α²) for the sequence data, (x, y), both (k, POINTS, 1)."""
     g, hessian_products = at_theta(theta, data)
     earlier = np.cumsum(g, axis=0) - g  # Σ_{j<i} ḡ_j
     first = hessian_products(earlier)  # H̄_i Σ_{j<i} ḡ_j
@@ -122,16 +122,16 @@ def averages(theta, pool):
 
 
 def errors(seed):
-    """{method: {k: {"error": ‖g − expansion‖ / ‖g₀‖ at each of ALPHAS, "slope"}}}"""
+    """{method: {k: {"error": ‖g − expansion‖ / ‖e₀‖ at each of ALPHAS, "slope"}}}"""
     result = {name: {} for name in METHODS}
     for k in KS:
         rng = np.random.default_rng([seed, 0])
         theta, data = initial(rng), minibatches(rng, k)
         for name in METHODS:
-            g0, g1 = expansion(name, theta, data)
+            e0, e1 = expansion(name, theta, data)
             one = tuple(part[None] for part in data)
             exact = [meta_gradient(name, theta, one, alpha).data for alpha in ALPHAS]
-            error = [np.linalg.norm(g - (g0 - a * g1)) / np.linalg.norm(g0) for g, a in zip(exact, ALPHAS)]
+            error = [np.linalg.norm(g - (e0 - a * e1)) / np.linalg.norm(e0) for g, a in zip(exact, ALPHAS)]
             small = ALPHAS <= ASYMPTOTIC * 1.001
             slope = np.polyfit(np.log(ALPHAS[small]), np.log(error)[small], 1)[0]
             result[name][k] = {"error": error, "slope": slope}
@@ -179,7 +179,7 @@ def regress(design, g):
 
 
 def tables(errors, coefficients, draws):
-    lines = [f"error of the expansion to first order / α², relative to ‖g₀‖; slope of the error for α ≤ {ASYMPTOTIC:g}"]
+    lines = [f"error of the expansion / α², relative to the term without α; slope of the error for α ≤ {ASYMPTOTIC:g}"]
     lines.append(f"{'':>9}  k  " + "".join(f"{f'α={a:.0e}':>10}" for a in ALPHAS[::2]) + "    slope (2 expected)")
     for name, by_k in errors.items():
         for k, e in by_k.items():
@@ -207,29 +207,34 @@ def draw(plt, errors, coefficients, path):
         for k, marker in zip(KS, "os^D"):
             left.plot(ALPHAS, errors[name][k]["error"], marker, color=colour, ms=4, mfc="none")
             left.plot(ALPHAS, errors[name][k]["error"][-1] * (ALPHAS / ALPHAS[-1]) ** 2, color=colour, lw=0.6)
-    for k, marker in zip(KS, "os^D"):
-        left.plot([], [], marker, color="black", ms=4, mfc="none", label=f"k = {k}")
+    for name, colour in colours.items():
+        left.plot([], [], color=colour, label=METHODS[name])
     left.plot([], [], color="black", lw=0.6, label="slope 2")
-    left.set(xscale="log", yscale="log", ylim=(1e-10, 1e3), xlabel="inner step α", ylabel="error / ‖g₀‖")
-    left.set_title("error of g ≈ g₀ − α g₁ falls as α²")
-    left.legend(frameon=False)
+    for k, marker in zip(KS, "os^D"):
+        left.plot([], [], marker, color="black", ms=4, mfc="none", label=f"{k} minibatches")
+    left.set(xscale="log", yscale="log", ylim=(1e-10, 1e3), xlabel="inner step α")
+    left.set_ylabel("error, relative to the term without α")
+    left.set_title("error of the expansion to first order in α")
+    left.legend(frameon=False, ncols=2, fontsize=8, loc="upper left")
     ends = np.array([KS[0] - 0.3, KS[-1] + 0.3])
-    for r, (axis, what) in enumerate(zip(right, ("AvgGrad", "−α AvgGradInner"))):
+    for r, (axis, what) in enumerate(zip(right, ("c₀, of AvgGrad", "c₁, of −α AvgGradInner"))):
         for i, (name, colour) in enumerate(colours.items()):
             k_line = np.linspace(*ends)
             axis.plot(k_line, [COEFFICIENTS[name](k)[r] for k in k_line], color=colour, lw=0.8)
             c, half = (np.array([coefficients[name][k][key][r] for k in KS]) for key in ("estimate", "half_width"))
             shift = 0.06 * (i - 1)  # intervals of equal coefficients side by side
             axis.errorbar(np.array(KS) + shift, c, half, fmt="o", color=colour, ms=3.5, capsize=3, label=METHODS[name])
-        axis.set(title=f"coefficient of {what}", xlabel="minibatches k", xticks=KS)
-    right[0].legend(frameon=False, title="points ± 95 %: regression\nlines: the analysis", alignment="left")
+        axis.set(title=what, xlabel="minibatches k", xticks=KS)
+    right[0].legend(frameon=False, title="points: regression, ± 95 %\nlines: the analysis", alignment="left")
     figure.tight_layout()
     report.write_picture(path, figure)
     plt.close(figure)
 
 
 def main(argv=None):
-    parser = report.parser(__doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (seconds)")
+    parser = report.parser(
+        __doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (10 seconds)"
+    )
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
     args = report.parse(parser, argv)
     if args.draws < 2:

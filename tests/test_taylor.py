@@ -28,7 +28,7 @@ def dense(theta, data):
 
 
 def by_definition(name, g, h):
-    """(g₀, g₁) term by term, as the docstring writes them."""
+    """(e₀, e₁) term by term, as the docstring writes them."""
     k = len(g)
     if name == "reptile":
         return sum(g), sum(h[i] @ g[j] for i in range(k) for j in range(i))
@@ -120,8 +120,8 @@ def test_errors_fall_with_slope_2():
 
 
 SABOTAGES = {  # what a wrong expansion would be, and the slope that gives it away
-    "sign": (lambda name, g, h: (lambda g0, g1: (g0, -g1))(*by_definition(name, g, h)), 1),
-    "half": (lambda name, g, h: (lambda g0, g1: (g0, g1 / 2))(*by_definition(name, g, h)), 1),
+    "sign": (lambda name, g, h: (lambda e0, e1: (e0, -e1))(*by_definition(name, g, h)), 1),
+    "half": (lambda name, g, h: (lambda e0, e1: (e0, e1 / 2))(*by_definition(name, g, h)), 1),
     "order of minibatches": (lambda name, g, h: by_definition(name, g[::-1], h[::-1]), None),
     "no second order": (lambda name, g, h: by_definition("fomaml" if name == "maml" else name, g, h), None),
     "one gradient": (lambda name, g, h: by_definition("fomaml" if name == "reptile" else name, g, h), None),
