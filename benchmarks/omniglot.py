@@ -334,7 +334,7 @@ examples, with their time on 2 cores:
   python -m benchmarks.omniglot --method meta-sgd                  another algorithm, 3 to 10 minutes
   python -m benchmarks.omniglot --preset long --method reptile     half an hour, 64 filters
   python -m benchmarks.omniglot --preset papers --ways 20          the published training: a day and more
-  python -m benchmarks.omniglot --evaluate out/glyphs_5way_1shot_maml.npz --not-transductive
+  python -m benchmarks.omniglot --evaluate out/glyphs_5way_1shot_maml.npz --not-transductive   a minute
 Ctrl-C saves; the same command with --resume goes on and ends with the same bytes as if nothing had happened.
 """
 
