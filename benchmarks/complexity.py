@@ -22,7 +22,7 @@ The second is their complexity table, on quadratic inner problems G = L̂ + λ/2
 
 D is the distance of θ from the solution. What is measured is the error against the exact ∇F, for all four.
 
-Takes 3 to 5 minutes on 2 idle cores and up to 3 GB; --quick, a small network and no more than a trial, a few seconds.
+Takes 3 to 5 minutes on 2 idle cores and up to 3 GB; --quick, a small network and no more than a trial, 20 seconds.
 """
 
 import gc
@@ -340,7 +340,7 @@ def draw(plt, setting, costs, path):
 
 def main(argv=None):
     parser = report.parser(
-        __doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick   (a few seconds)"
+        __doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick   (20 seconds)"
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")

@@ -298,12 +298,12 @@ def growth(seed, contestants, quick):
 
 EXAMPLES = """\
 without a peer that is not installed, the others race. Examples, with their time on 2 cores:
-  python -m benchmarks.speed                                              all, 15 to 35 minutes (torch.compile)
-  python -m benchmarks.speed --quick                                      tiny networks, to see that all works: seconds
-  python -m benchmarks.speed --workloads omniglot-maml-8 --no-memory      one race
-  python -m benchmarks.speed --workloads growth --json speed.json         into a file that keeps its other races
-  python -m benchmarks.speed --contestants tinymeta jax                   names, or how they begin
-  python -m benchmarks.speed --workloads omniglot-maml-8 --profile        where our time goes
+  python -m benchmarks.speed                                              all, 40 minutes, many of them torch.compile's
+  python -m benchmarks.speed --quick                                      tiny networks, to see that all works: a minute
+  python -m benchmarks.speed --workloads omniglot-maml-8 --no-memory      one race, some 3 minutes
+  python -m benchmarks.speed --workloads growth --json speed.json         5 minutes; the file keeps its other races
+  python -m benchmarks.speed --workloads sinusoid-maml-1 --contestants tinymeta jax    or how names begin: half a minute
+  python -m benchmarks.speed --workloads omniglot-maml-8 --profile        where our time goes: seconds
 """
 
 
@@ -361,7 +361,9 @@ def arguments():
     parser = report.parser(__doc__, EXAMPLES)
     names = [*WORKLOADS, "growth"]
     parser.add_argument("--workloads", nargs="+", choices=names, default=names, metavar="NAME", help=" ".join(names))
-    parser.add_argument("--contestants", nargs="+", default=[], metavar="NAME", help="or how their names begin")
+    parser.add_argument(
+        "--contestants", nargs="+", default=[], metavar="NAME", help="some only, by how their names begin"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of a contestant (default 11; 3 with --quick)")
     parser.add_argument("--patience", type=float, metavar="S", default=4.0, help="3 turns, then while below S seconds")
     parser.add_argument("--quick", action="store_true", help="tiny networks, no growth, no memory, no torch.compile")
