@@ -399,7 +399,10 @@ def test_training_stops_at_the_first_number_that_is_none_and_keeps_what_was_good
 
     def diverges(s, run, *rest):
         calls.append(run.iteration)
-        s = benchmark.dataclasses.replace(s, beta=1e300) if run.iteration == 2 else s
+        if run.iteration == 2:  # a long step of Adam, which has forgotten how large gradients are
+            t, m, v = run.outer
+            run = benchmark.dataclasses.replace(run, outer=(t, m, [0 * v_i for v_i in v]))
+            s = benchmark.dataclasses.replace(s, beta=3e38, decay="none")
         return advance(s, run, *rest)
 
     monkeypatch.setattr(benchmark, "advance", diverges)
