@@ -84,7 +84,8 @@ PUBLISHED_SECONDS = {
 
 def trace(f, *args):
     """(operations of all matrix products that f makes, 2 n k m each; bytes of the buffers of its compiled plan)."""
-    program = Program(f, *flatten((args, {})))
+    tree, xs = flatten((args, {}))
+    program = Program(f, tree, [x.data for x in xs])
     operations = sum(2 * n.inputs[0].shape[-1] * int(np.prod(n.shape)) for n in program.nodes if n.op == "matmul")
     for optimise in PASSES:
         optimise(program)

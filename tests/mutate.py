@@ -45,7 +45,7 @@ OURS = tuple(f"{ROOT / folder}{os.sep}" for folder in ("tinymeta", "tests", "ben
 FILES = [
     *("ops.py", "conv.py", "nn.py", "solvers.py", "calculus.py", "tensor.py"),
     *sorted(f"meta/{path.name}" for path in (SOURCE / "meta").glob("[!_]*.py")),
-    *("kernels.py", "program.py", "tasks/sinusoid.py", "tasks/episodes.py", "check.py"),
+    *("kernels.py", "program.py", "compiled.py", "tasks/sinusoid.py", "tasks/episodes.py", "check.py"),
 ]
 OTHER_TESTS = """mutate readme speed complexity omniglot omniglot_data glyphs implicit_benchmark leap_benchmark draw
     lesson everywhere faults hostile long differential""".split()

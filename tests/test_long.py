@@ -133,8 +133,8 @@ def test_training_steps_all_do_the_same_work_and_leave_nothing_behind(name, mode
         pytest.importorskip("threadpoolctl")
     theta = tm.nn.init_mlp(np.random.default_rng(0), (1, 1), np.float64)  # one layer: as few calls a step as can be
     batches = [problem(seed, tasks=2)[1:] for seed in range(3)]
-    retraced, trace = [], p.Compiled.trace
-    monkeypatch.setattr(p.Compiled, "trace", lambda *args: [retraced.append(1), trace(*args)][1])
+    retraced, trace = [], tm.compiled.Compiled.trace
+    monkeypatch.setattr(tm.compiled.Compiled, "trace", lambda *args: [retraced.append(1), trace(*args)][1])
     meta = ALGORITHMS[name]
     if mode == "sharded":
         meta = compiled = tm.compile(meta, tasks=["s", "q"], shards=2)
@@ -355,15 +355,15 @@ LONG_PROGRAMS = [reshapes, backward, results_of_many_sizes, sums, selected]
 
 
 def lines_run(f):
-    """How many lines of program.py f() runs."""
-    count, before = 0, sys.gettrace()
+    """How many lines of program.py and compiled.py f() runs."""
+    count, before, files = 0, sys.gettrace(), (p.__file__, tm.compiled.__file__)
 
     def local(frame, event, arg):
         nonlocal count
         count += event == "line"
         return local
 
-    sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename == p.__file__ else None)
+    sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename in files else None)
     try:
         f()
     finally:
@@ -462,7 +462,7 @@ def test_one_function_in_several_threads_on_several_shapes(shards, long):
         lambda x, y: (tm.grad(tm.sum(tm.tanh(x @ y) ** 2), [x]), tm.mean(x)), tasks=["x"], stacked=[0], shards=shards
     )
     rng, jobs = np.random.default_rng(0), []
-    for i in range(p.PROGRAMS + 4 if not long else p.PROGRAMS):
+    for i in range(tm.compiled.PROGRAMS + 4 if not long else tm.compiled.PROGRAMS):
         args = rng.standard_normal((2 + i % 3, i + 1)), rng.standard_normal((i + 1, 2))
         jobs.append((compiled, args, compiled(*args)))
     times = hammered(len(jobs), long)
@@ -524,7 +524,7 @@ def test_blas_has_its_threads_back_after_overlapping_calls():
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         if threads() != {2}:
             pytest.skip("this BLAS has no threads")
-        first, second = p.one_blas_thread()(), p.one_blas_thread()()
+        first, second = tm.compiled.one_blas_thread()(), tm.compiled.one_blas_thread()()
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)

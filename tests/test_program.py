@@ -1,5 +1,7 @@
 """compile: random programs and every algorithm, compiled and eager, bit for bit; and what it refuses."""
 
+import copy
+import pickle
 import sys
 import threading
 import warnings
@@ -146,8 +148,8 @@ def test_results_are_never_overwritten_and_arguments_never_changed():
     first = f(x, y)
     kept = [t.data.copy() for t in first]
     f(x + 1, y + 5)
-    for t, copy in zip([*first, x, y], [*kept, *before]):
-        np.testing.assert_array_equal(getattr(t, "data", t) if isinstance(t, tm.Tensor) else t, copy)
+    for t, expected in zip([*first, x, y], [*kept, *before]):
+        np.testing.assert_array_equal(getattr(t, "data", t) if isinstance(t, tm.Tensor) else t, expected)
     assert not np.shares_memory(first[0].data, x)
 
 
@@ -157,9 +159,9 @@ def test_other_shapes_types_nestings_and_fixed_values_make_other_plans_and_the_o
         xs = type(xs)(np.asarray(x) for x in xs)
         np.testing.assert_allclose(f(xs, power).data, sum(x**power for x in xs))
     assert len(f.programs) == 6
-    for n in range(3 * p.PROGRAMS):
+    for n in range(3 * tm.compiled.PROGRAMS):
         f([np.ones(n)], 2)
-    assert len(f.programs) == p.PROGRAMS == 16
+    assert len(f.programs) == tm.compiled.PROGRAMS == 16
 
 
 def test_arguments_and_results_are_nested_as_the_function_has_them():
@@ -207,6 +209,67 @@ def test_recording_goes_on_after_an_exception():
     assert tm.stop_gradient(x * x).inputs == ()
 
 
+# ---- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def squares(*xs):
+    return tm.mean(xs[0] ** 2), [x * x for x in xs]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_derivatives_of_what_a_compiled_function_returned_are_refused(shards):
+    f = tm.compile(squares, tasks=["xs"], stacked=[1], shards=shards)
+    x, y, z = (tm.Tensor(np.arange(4.0) + i) for i in range(3))
+    mean, (xx, yy) = f(x, y)
+    refused = pytest.raises(ValueError, match="^y comes from a compiled function of xs, .*: call grad inside of it$")
+    for wrong in (
+        lambda: tm.grad(mean, [x]),
+        lambda: tm.grad(tm.sum(tm.exp(xx) * z), [y]),  # f may use y for any of its results
+        lambda: tm.grad(tm.sum(yy), [y, z], create_graph=True),
+        lambda: tm.vjp([z, yy], [x], [z, z]),
+        lambda: tm.jvp(lambda x: f(x)[0], [x], [y]),
+        lambda: tm.hvp(lambda x: f(x)[0], [x], [y]),
+        lambda: tm.check_grads(lambda x: f(x)[0], [x]),
+    ):
+        with refused:
+            wrong()
+
+
+def test_derivatives_beside_a_compiled_function_are_what_they_are():
+    f, older = tm.compile(lambda xs: [x * x for x in xs]), tm.Tensor(np.ones(3))
+    x = tm.Tensor(np.array([2.0, 3.0, 4.0]))
+    a, b = f([x, x + 1])
+    for y, xs in [
+        (b * b, [a]),  # two results of one call, as of a θ of which the loss uses a part
+        (a * b, [older]),
+        (tm.stop_gradient(a), [x]),
+        (copy.copy(a), [x]),
+        (f([x.data])[0], [x]),  # not known to be x
+    ]:
+        (g,) = tm.grad(tm.sum(y), xs)
+        assert g.data.tolist() == [0, 0, 0]
+    (g,) = tm.grad(tm.sum((x - a) ** 2), [x])  # a target that is held fixed
+    np.testing.assert_array_equal(g.data, 2 * (x.data - a.data))
+
+
+def test_results_are_leaves_like_any_other():
+    theta, support, query = problem(tasks=3)
+    f = lambda *args: tm.meta.maml(loss, *args, alpha=0.05, steps=2)
+    update = tm.compile(lambda theta, *data: [t - 0.1 * g for t, g in zip(theta, f(theta, *data)[1])])
+    theta = update(theta, support, query)
+    plain = [tm.Tensor(t.data) for t in theta]
+    assert_same(f(theta, support, query), f(plain, support, query))
+    one, two = (tm.sum(tm.exp(t) * t) for t in (theta[0], plain[0]))
+    for format in ("dot", "svg"):
+        assert tm.draw(one, format=format) == tm.draw(two, format=format)
+    for twin in (copy.deepcopy(theta[0]), pickle.loads(pickle.dumps(theta[0]))):
+        assert (twin.op, twin.inputs) == ("leaf", ()) and twin.data.tobytes() == theta[0].data.tobytes()
+    tm.check_grads(lambda t: tm.sum(tm.exp(t) * t), [theta[0]])
+    square = tm.compile(lambda x: x * x)
+    with pytest.raises(tm.GradientError, match="'multiply'.*it reads an array that changes with the inputs, but is no"):
+        tm.check_grads(lambda x: x * square(x), [np.ones(2)])
+
+
 # ---- shards ----------------------------------------------------------------------------------------------------------
 
 
@@ -234,12 +297,12 @@ def test_shards_run_one_after_the_other_without_threadpoolctl(monkeypatch):
     f = lambda x: (tm.mean(x * x), x + 1)
     make = lambda: tm.compile(f, tasks=["x"], stacked=[1], shards=2)
     x = np.random.default_rng(0).standard_normal(100)
-    p.one_blas_thread.cache_clear()
+    tm.compiled.one_blas_thread.cache_clear()
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with pytest.warns(RuntimeWarning, match="one after the other, because threadpoolctl is not installed"):
         alone = make()(x)
     make()(x)  # said once
-    p.one_blas_thread.cache_clear()
+    tm.compiled.one_blas_thread.cache_clear()
     monkeypatch.undo()
     pytest.importorskip("threadpoolctl")
     assert_same(make()(x), alone)

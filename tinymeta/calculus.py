@@ -56,13 +56,8 @@ def hessian(f, xs):
     The results are leaves.
     """
     (y, xs), rows = value(f, xs), []
-    for i, g in enumerate(grad(y, xs, create_graph=True)):
-        basis = np.eye(g.size, dtype=g.dtype).reshape(g.size, *g.shape)
-        blocks = zip(*[vjp(g, xs, e) for e in basis]) if g.size else [[] for _ in xs]
-        rows.append(
-            [
-                Tensor(np.array([b.data for b in block], g.dtype).reshape(xs[i].shape + x.shape))
-                for block, x in zip(blocks, xs)
-            ]
-        )
+    for g in grad(y, xs, create_graph=True):
+        products = [vjp(g, xs, e) for e in np.eye(g.size, dtype=g.dtype).reshape(g.size, *g.shape)]
+        blocks = [np.array([p[j].data for p in products], g.dtype) for j in range(len(xs))]
+        rows.append([Tensor(block.reshape(g.shape + x.shape)) for block, x in zip(blocks, xs)])
     return rows

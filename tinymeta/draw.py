@@ -106,8 +106,9 @@ class Node:
     def __init__(self, z, name, inputs):
         self.inputs, self.leaf, self.order, self.near = inputs, not z.inputs, z.origin[0] if z.origin else 0, []
         fill, self.line, self.shape = LOOKS[min(self.order, len(LOOKS) - 1)]
-        self.fill, self.constant = "white" if self.leaf else fill, z.kernel is not None and not any(z.pullbacks)
-        head = ": ".join(filter(None, (name, z.kernel and formula(z))))
+        made = z.op not in ("leaf", "replayed")
+        self.fill, self.constant = "white" if self.leaf else fill, made and not any(z.pullbacks)
+        head = ": ".join(filter(None, (name, made and formula(z))))
         self.lines = [line for line in (head, f"{z.item():.4g}" if z.shape == () else str(z.shape)) if line]
         self.width, self.height = max(34, LETTER * max(map(len, self.lines)) + 14), LINE * len(self.lines) + 8
 

@@ -1,8 +1,8 @@
 """Kernels that take more than one NumPy call, or one that is not the obvious one.
 
 Each computes what its docstring's plain formula does, to rounding; the tests compare the two. A kernel here is written
-as the calls that it consists of, all on arrays that are given in advance: `prepared` makes a function of it that runs
-them, and `compile` asks for them once and keeps the list. Times are of one core, for float32.
+as the calls that it consists of, on arrays that are given in advance: `prepared` makes a function of it that runs them,
+and `compile` asks for them once and keeps the list. Times are of one core, for float32.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def contiguous(*arrays):
 
 def summed(x, axis, keepdims):
     kept = [1 if i in axis else n for i, n in enumerate(x.shape) if keepdims or i not in axis]
-    dtype = x.dtype if x.dtype.kind == "f" else np.add.reduce(np.empty(0, x.dtype)).dtype  # counts, of booleans
+    dtype = x.dtype if x.dtype.kind == "f" else np.add.reduce(np.empty(0, x.dtype)).dtype  # booleans are counted
     return np.empty(kept, dtype)
 
 
@@ -78,15 +78,6 @@ def matmul(x, y, out):
 # ---- choice ----------------------------------------------------------------------------------------------------------
 
 
-@prepared(lambda mask, x, y: np.empty(mask.shape, x.dtype))
-def where(mask, x, y, out):
-    """np.where(mask, x, y), which branches at every element and takes ten times as long if the mask is irregular."""
-    integer = f"i{x.dtype.itemsize}"
-    b = np.empty(mask.shape, integer)
-    yield from bits.calls(mask, integer=integer, out=b)
-    yield from choose.calls(b, x, y, out=out)
-
-
 @prepared(lambda mask, integer: np.empty(mask.shape, integer))
 def bits(mask, integer, out):
     """np.where(mask, 0, -1): no bits where True, all where False; the mask that `choose` takes."""
@@ -103,11 +94,20 @@ def choose(bits, x, y, out):
         if x.ndim == 0 and not x_bits:  # 0 where True, as in relu and its gradient
             np.bitwise_and(bits, y_bits, z_bits)
         else:
-            differ = x_bits ^ y_bits
+            differ = x_bits ^ y_bits  # new at each call, since out may be x
             differ &= bits
             np.bitwise_xor(differ, x_bits, z_bits)
 
     yield call
+
+
+@prepared(lambda mask, x, y: np.empty(mask.shape, x.dtype))
+def where(mask, x, y, out):
+    """np.where(mask, x, y), which branches at every element and takes ten times as long if the mask is irregular."""
+    integer = f"i{x.dtype.itemsize}"
+    b = np.empty(mask.shape, integer)
+    yield from bits.calls(mask, integer=integer, out=b)
+    yield from choose.calls(b, x, y, out=out)
 
 
 # ---- windows: around is ((top, bottom), (left, right)), the zeros around an image ------------------------------------
@@ -141,7 +141,8 @@ def bands(height, h, size, stride, top):
     """The h windows, grouped by which of their rows u lie in the image: slices of the windows, of u, of the image."""
     edges = [(max(top - stride * i, 0), min(size, height + top - stride * i)) for i in range(h)]
     for (u, end), group in itertools.groupby(range(h), edges.__getitem__):
-        first, *_, last = [*group] * 2
+        group = [*group]
+        first, last = group[0], group[-1]
         yield slice(first, last + 1), slice(u, end), slice(stride * first + u - top, stride * last + end - top)
 
 
@@ -159,6 +160,6 @@ def unpatch(y, shape, size, stride, around, out):
 
 def inside(u, h, height, stride, top):
     """Of h windows, those whose u-th row lies in the image, and the rows of the image where it lies: two slices."""
-    first = -(min(u - top, 0) // stride)
-    last = max(min(h - 1, (height - 1 - u + top) // stride), first - 1)
+    first = -(min(u - top, 0) // stride)  # ⌈(top − u) / stride⌉, or 0
+    last = max(min(h - 1, (height - 1 - u + top) // stride), first - 1)  # first − 1: an empty slice
     return slice(first, last + 1), slice(first * stride + u - top, max(last * stride + u - top + 1, 0), stride)

@@ -196,6 +196,10 @@ def stopped(x, out=None):
     return out
 
 
+def replayed(*serials):
+    """Stands as the kernel of a leaf that a compiled function has returned, with the serials of its arguments."""
+
+
 # ---- the walk --------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +249,9 @@ def vjp(y, xs, y_bar, *, create_graph=False):
     xs, ys, y_bars = check_targets(xs), *check_cotangents(y, y_bar)
     path = between(ys, xs)
     on_path, wanted = {z.serial for z in path}, {x.serial for x in xs}
+    of_xs = lambda z: getattr(z.kernel, "func", None) is replayed and not wanted.isdisjoint(z.kernel.args)
+    if not path and any(map(of_xs, ancestors(ys, xs))):
+        raise ValueError("y comes from a compiled function of xs, which returns leaves: call grad inside of it")
     cotangents = {}
 
     def accumulate(x, x_bar):
@@ -262,10 +269,7 @@ def vjp(y, xs, y_bar, *, create_graph=False):
                 if pullback and x.serial in on_path:
                     x_bar = pullback(z, z_bar)
                     if x_bar.shape != x.shape or x_bar.dtype != x.dtype:
-                        raise ValueError(
-                            f"the pullback of {z.op} gave {describe(x_bar)}, for {describe(x)}: a cotangent"
-                            " has the shape and type of its Tensor"
-                        )
+                        raise ValueError(f"the pullback of {z.op} gave {describe(x_bar)}, not {describe(x)}")
                     accumulate(x, x_bar)
     return [cotangents[x.serial] if x.serial in cotangents else Tensor(np.zeros_like(x.data)) for x in xs]
 
@@ -274,7 +278,8 @@ def grad(y, xs, *, create_graph=False):
     """[∂y/∂x for x in xs] of a scalar y: a list of Tensors, each with its x's shape and type.
 
     Zeros where y does not depend on x. create_graph=True makes the gradients differentiable in turn: the second order
-    of MAML hangs on this one argument. Raises ValueError if y is not a scalar, TypeError for integers and non-Tensors.
+    of MAML hangs on this one argument. Raises ValueError if y is not a scalar, or depends on xs only by way of what a
+    compiled function returned, which are leaves; TypeError for integers and non-Tensors.
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"grad needs the Tensor to differentiate, got {describe(y)}: was it computed with tm ops?")
