@@ -130,7 +130,7 @@ CALLS = {
         {"x": X, "y": T(Y)},
     ),
     # nn
-    "nn.init_mlp": (tm.nn.init_mlp, {"rng": generator(), "sizes": (1, 3, 1), "dtype": np.float64, "gain": 1.0}),
+    "nn.init_mlp": (tm.nn.init_mlp, {"rng": generator(), "sizes": (1, 3, 1), "dtype": np.float64, "scale": 1.0}),
     "nn.mlp": (tm.nn.mlp, {"params": [T(some(3, 2)), T(some(1, 2)), T(some(2, 1)), T(some(1, 1))], "x": X,
                            "activation": tm.tanh}),
     "nn.batch_norm": (tm.nn.batch_norm, {"x": X, "gain": some(1, 3), "bias": some(1, 3), "eps": 1e-3}),
@@ -205,14 +205,14 @@ CALLS = {
         {"loss": linear, "theta": tm.meta.init_meta_sgd(THETA, 0.1), **DATA, "steps": STEPS, "first_order": False,
          "batch": all_of_it, "rule": tm.solvers.sgd},
     ),
-    "meta.init_meta_sgd": (tm.meta.init_meta_sgd, {"weights": THETA, "alpha": 0.1}),
+    "meta.init_meta_sgd": (tm.meta.init_meta_sgd, {"w": THETA, "alpha": 0.1}),
     "meta.split": (tm.meta.split, {"theta": THETA}),
     "meta.maml_plus_plus": (
         tm.meta.maml_plus_plus,
         {"loss": linear, "theta": tm.meta.init_lslr(THETA, 0.1, STEPS), **DATA, "steps": STEPS,
          "weights": np.array([0.5, 0.5]), "first_order": False, "batch": all_of_it},
     ),
-    "meta.init_lslr": (tm.meta.init_lslr, {"weights": THETA, "alpha": 0.1, "steps": STEPS}),
+    "meta.init_lslr": (tm.meta.init_lslr, {"w": THETA, "alpha": 0.1, "steps": STEPS}),
     "meta.multi_step_weights": (
         tm.meta.multi_step_weights, {"steps": 3, "epoch": 2, "epochs": 10, "dtype": np.float64}),
     "meta.per_step": (
