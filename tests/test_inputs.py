@@ -910,7 +910,7 @@ SPECIAL = [
     (lambda: tm.meta.precisions([*THETA, T(0.0)], [[0, True]]), ValueError, "an index in modules must be 0 or more"),
     (lambda: tm.solvers.cg(lambda v: None, STACK, steps=1), ValueError, "cg: b has shapes .* matvec.* None"),
     (lambda: tm.solvers.gradient_descent(lambda phi, k: tm.sum(phi[0]), STACK, lr=0.1, steps=1), ValueError,
-     "the loss returned a Tensor of float64, shape (), expected a Tensor of floats, shape (2,)"),
+     "the loss returned a Tensor of float64, shape (), expected a Tensor of floats of shape (2,), one loss per task"),
     # compiled
     (lambda: tm.compile(None), TypeError, "f must be a function, got None"),
     (lambda: tm.compile(scalar, tasks="x"), TypeError, "compile: tasks is a tuple, got a str, 'x'"),

@@ -340,8 +340,8 @@ def of_tasks(losses, phi, name="the loss"):
     """What a loss has returned, checked to be one number for each task of the stack φ."""
     if not isinstance(losses, Tensor) or losses.dtype not in FLOATS or losses.shape != phi[0].shape[:1]:
         raise ValueError(
-            f"{name} returned {describe(losses)}, expected a Tensor of floats, shape {phi[0].shape[:1]}, one loss per"
-            " task: reduce over examples and features, not over the first axis"
+            f"{name} returned {describe(losses)}, expected a Tensor of floats of shape {phi[0].shape[:1]}, one loss"
+            " per task: reduce over examples and features, not over the first axis"
         )
     return losses
 
