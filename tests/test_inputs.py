@@ -992,7 +992,7 @@ def test_a_loss_that_pulls_to_theta_is_differentiated_through_theta_too(algorith
         (tm.meta.truncated, {"last": 0}),
         (tm.meta.imaml, {"lam": 20.0, "cg_steps": 2}),
     ]:
-        with pytest.raises(ValueError, match="g depends on theta itself, .* use tm.meta.maml"):
+        with pytest.raises(ValueError, match="objective depends on theta itself, .* use tm.meta.maml"):
             learn(first_order, **pulled_back, **options)
     for i, g in enumerate(meta_grad):
         up, down = ([t.data + sign * 1e-6 * (i == j) for j, t in enumerate(theta)] for sign in (1, -1))
