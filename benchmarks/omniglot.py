@@ -11,8 +11,6 @@ the published one, and draws the learning curve, the accuracy over steps, and a 
 The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
 mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here, in --preset papers; with the other presets, MAML
 and FO-MAML have 0.4. All settings, and what differs from the papers, stand in benchmarks/omniglot_protocols.py.
-
-Of the family, ES-MAML alone is missing: without derivatives, 10⁵ parameters would take far too many draws.
 """
 
 import argparse

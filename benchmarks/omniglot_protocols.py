@@ -1,16 +1,13 @@
 """The settings of a training on Omniglot, the papers' and ours, and the papers' figures.
 
-The inner step α acts on the mean cross-entropy over a task's examples. In Finn et al.'s code it acts on N times that
-mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here, in the preset papers; with the other presets, MAML
-and FO-MAML have 0.4.
-
-What differs from the papers in every preset: images by area averaging; tasks drawn without end, not from a pool;
-rotations are classes in training and no test image is turned; weights from N(0, 1 / 9 inputs); batch norm's gain and
-bias are adapted with all other parameters; Reptile's inner Adam starts afresh in every task, where its code carries
-the second moments over; iMAML's pull toward θ is part of the inner loss, in training and at test, where its code
-applies it once, after the steps, and not at test; MAML++'s batch norm keeps no statistics for each step, its images are
-halved by strides and not by pooling, its outer step falls to 0 and not to 1e-5, and one θ is tested, not the five best
-together.
+What differs from the papers in every preset, beside the scale of the inner step (see benchmarks/omniglot): images by
+area averaging; tasks drawn without end, not from a pool; rotations are classes in training and no test image is turned;
+weights from N(0, 1 / 9 inputs), with which MAML is at 96.0 % on the validation tasks after 1,000 iterations, 5-way
+1-shot, and at 94.4 with N(0, 2 / inputs); batch norm's gain and bias are adapted with all other parameters; Reptile's
+inner Adam starts afresh in every task, where its code carries the second moments over; iMAML's pull toward θ is part of
+the inner loss, in training and at test, where its code applies it once, after the steps, and not at test; MAML++'s
+batch norm keeps no statistics for each step, its images are halved by strides and not by pooling, its outer step falls
+to 0 and not to 1e-5, and one θ is tested, not the five best together.
 
 The preset papers leaves out the methods of which no or not all settings for such tasks are known here. Theirs are ours,
 but for ANIL's 5 steps on the head, the share of gradient dropout, and of iMAML's Hessian-free variant λ and both

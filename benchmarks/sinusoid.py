@@ -55,7 +55,7 @@ def train(name, iterations, first_beta, seed, eager=False, clip=None, inner_clip
     """
     m = method(name, inner_clip)
     rng = np.random.default_rng([seed, 0])
-    theta, state = m.start(tm.nn.init_mlp(rng, SIZES, gain=1.0)), None
+    theta, state = m.start(tm.nn.init_mlp(rng, SIZES, scale=1.0)), None
     options = m.inner | ({"report": True} if "cg_steps" in m.inner else {})
 
     def iteration(theta, state, support, query, drawn, beta):

@@ -62,7 +62,7 @@ class Workload:
         """(theta, support, query): float32, or the same values in float64."""
         rng = np.random.default_rng([seed, 3])
         if self.network == "mlp":
-            theta = tm.nn.init_mlp(rng, (1, 40, 40, 1), gain=1.0)
+            theta = tm.nn.init_mlp(rng, (1, 40, 40, 1), scale=1.0)
             support, query = sinusoid.training_batch(rng, self.tasks, 10)
         else:
             theta = tm.nn.init_convnet(rng, self.ways, self.filters, scale=2**0.5)

@@ -51,7 +51,7 @@ def loss(phi, data):
 
 
 def initial(rng):
-    return tm.nn.init_mlp(rng, SIZES, np.float64, gain=1.0)
+    return tm.nn.init_mlp(rng, SIZES, np.float64, scale=1.0)
 
 
 def minibatches(rng, n):

@@ -128,9 +128,9 @@ def test_a_recorded_convolution_runs_again_on_other_images(pool):
 
 def test_bad_input():
     x, w = np.ones((1, 4, 4, 2)), np.ones((3, 3, 2, 1))
-    for images, kernels in [(x[0], w), (x, w[0]), (x, w[:2]), (x, w[:, :, :1])]:
-        with pytest.raises(ValueError, match="images are .* kernels"):
-            tm.conv2d(images, kernels)
+    for images, filters in [(x[0], w), (x, w[0]), (x, w[:2]), (x, w[:, :, :1])]:
+        with pytest.raises(ValueError, match="images are .* filters"):
+            tm.conv2d(images, filters)
     for padding in (-1, True, 1.0, "full", None):
         with pytest.raises(ValueError, match="padding is 'same', 'valid' or a number"):
             tm.conv2d(x, w, padding=padding)

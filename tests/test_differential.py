@@ -298,7 +298,7 @@ def draw_problem(rng, spec, tasks=3, n=4):
     if isinstance(spec, Convnet):
         theta = tm.nn.init_convnet(rng, ways=3, filters=3, blocks=2, scale=1.0, dtype=np.float64)
     else:
-        theta = tm.nn.init_mlp(rng, spec.sizes, dtype=np.float64, gain=1.0)
+        theta = tm.nn.init_mlp(rng, spec.sizes, dtype=np.float64, scale=1.0)
     theta = [t.data + 0.1 * rng.standard_normal(t.shape) for t in theta]  # no two biases equal, none at a kink
     return theta, data(), data()
 

@@ -130,7 +130,7 @@ CALLS = {
         {"x": X, "y": T(Y)},
     ),
     # nn
-    "nn.init_mlp": (tm.nn.init_mlp, {"rng": generator(), "sizes": (1, 3, 1), "dtype": np.float64, "gain": 1.0}),
+    "nn.init_mlp": (tm.nn.init_mlp, {"rng": generator(), "sizes": (1, 3, 1), "dtype": np.float64, "scale": 1.0}),
     "nn.mlp": (tm.nn.mlp, {"params": [T(some(3, 2)), T(some(1, 2)), T(some(2, 1)), T(some(1, 1))], "x": X,
                            "activation": tm.tanh}),
     "nn.batch_norm": (tm.nn.batch_norm, {"x": X, "gain": some(1, 3), "bias": some(1, 3), "eps": 1e-3}),
@@ -205,14 +205,14 @@ CALLS = {
         {"loss": linear, "theta": tm.meta.init_meta_sgd(THETA, 0.1), **DATA, "steps": STEPS, "first_order": False,
          "batch": all_of_it, "rule": tm.solvers.sgd},
     ),
-    "meta.init_meta_sgd": (tm.meta.init_meta_sgd, {"weights": THETA, "alpha": 0.1}),
+    "meta.init_meta_sgd": (tm.meta.init_meta_sgd, {"w": THETA, "alpha": 0.1}),
     "meta.split": (tm.meta.split, {"theta": THETA}),
     "meta.maml_plus_plus": (
         tm.meta.maml_plus_plus,
         {"loss": linear, "theta": tm.meta.init_lslr(THETA, 0.1, STEPS), **DATA, "steps": STEPS,
          "weights": np.array([0.5, 0.5]), "first_order": False, "batch": all_of_it},
     ),
-    "meta.init_lslr": (tm.meta.init_lslr, {"weights": THETA, "alpha": 0.1, "steps": STEPS}),
+    "meta.init_lslr": (tm.meta.init_lslr, {"w": THETA, "alpha": 0.1, "steps": STEPS}),
     "meta.multi_step_weights": (
         tm.meta.multi_step_weights, {"steps": 3, "epoch": 2, "epochs": 10, "dtype": np.float64}),
     "meta.per_step": (
@@ -910,7 +910,7 @@ SPECIAL = [
     (lambda: tm.meta.precisions([*THETA, T(0.0)], [[0, True]]), ValueError, "an index in modules must be 0 or more"),
     (lambda: tm.solvers.cg(lambda v: None, STACK, steps=1), ValueError, "cg: b has shapes .* matvec.* None"),
     (lambda: tm.solvers.gradient_descent(lambda phi, k: tm.sum(phi[0]), STACK, lr=0.1, steps=1), ValueError,
-     "the loss returned a Tensor of float64, shape (), expected a Tensor of floats, shape (2,)"),
+     "the loss returned a Tensor of float64, shape (), expected a Tensor of floats of shape (2,), one loss per task"),
     # compiled
     (lambda: tm.compile(None), TypeError, "f must be a function, got None"),
     (lambda: tm.compile(scalar, tasks="x"), TypeError, "compile: tasks is a tuple, got a str, 'x'"),
@@ -992,7 +992,7 @@ def test_a_loss_that_pulls_to_theta_is_differentiated_through_theta_too(algorith
         (tm.meta.truncated, {"last": 0}),
         (tm.meta.imaml, {"lam": 20.0, "cg_steps": 2}),
     ]:
-        with pytest.raises(ValueError, match="g depends on theta itself, .* use tm.meta.maml"):
+        with pytest.raises(ValueError, match="objective depends on theta itself, .* use tm.meta.maml"):
             learn(first_order, **pulled_back, **options)
     for i, g in enumerate(meta_grad):
         up, down = ([t.data + sign * 1e-6 * (i == j) for j, t in enumerate(theta)] for sign in (1, -1))

@@ -22,7 +22,7 @@ def test_mlp_is_its_equation():
 def test_initial_weights_have_the_variance_stated():
     w, b = tm.nn.init_mlp(np.random.default_rng(0), (100, 1000))
     assert w.data.std() == pytest.approx(np.sqrt(2 / 100), rel=0.01) and not b.data.any() and w.dtype == np.float32
-    assert tm.nn.init_mlp(np.random.default_rng(0), (100, 1000), gain=1)[0].data.std() == pytest.approx(0.1, rel=0.01)
+    assert tm.nn.init_mlp(np.random.default_rng(0), (100, 1000), scale=1)[0].data.std() == pytest.approx(0.1, rel=0.01)
 
 
 def test_a_stack_of_networks_is_each_network():

@@ -292,7 +292,7 @@ REFUSED = [
     (lambda: tm.grad(1.0, [T]), TypeError, "got a float"),
     (lambda: tm.grad(tm.sum(T), T), TypeError, r"write grad\(y, \[x\]\)"),
     (lambda: tm.grad(tm.sum(T), [T.data]), TypeError, r"xs\[0\] is an array.*make it a Tensor before"),
-    (lambda: tm.grad(tm.sum(T), [tm.Tensor([1])]), TypeError, "int64.*no derivative: pass floats"),
+    (lambda: tm.grad(tm.sum(T), [tm.Tensor([1])]), TypeError, "int64.*no derivative: take floats"),
     (lambda: tm.grad(tm.Tensor(1) * 2, [T]), TypeError, "must be a Tensor of floats"),
     (lambda: tm.vjp(T, [T], np.ones(2)), ValueError, r"cotangent is .*\(2,\), the output .*\(3,\)"),
     (lambda: tm.vjp(T, [T], T.astype(np.float32)), ValueError, "must be alike"),

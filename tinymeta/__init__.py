@@ -13,9 +13,9 @@ from .ops import (  # every op, its derivative beside it
 from .conv import average_pool, conv2d, global_average, max_pool, patches, unpatch  # one matrix product over patches
 from .calculus import hessian, hvp, jvp  # products with Jacobians and Hessians
 from .check import GradientError, KinkError, check_grads  # the proof
-from .draw import draw  # the graph as a picture
 from .compiled import compile  # the graph, run again
 from . import nn  # layers and losses
 from . import solvers  # update rules, gradient descent, conjugate gradients
 from . import meta  # the algorithms
 from . import tasks  # what they learn
+from .draw import draw  # the graph as a picture

@@ -42,10 +42,10 @@ def items(name, xs, remedy=None):
 def type_of(dtype, known=FLOATS + DATA):
     """One of the known types, as NumPy's object."""
     try:
-        found = None if dtype is None else np.dtype(dtype)
+        found = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
     except (TypeError, ValueError):
         found = None
-    if found is None or found not in known:  # NumPy takes None for float64
+    if found is None or found not in known:
         also = ", integers or booleans" if known != FLOATS else ""
         raise TypeError(f"dtype must be float32, float64{also}, got {describe(dtype)}")
     return found
@@ -101,7 +101,7 @@ def finite(least=None, positive=False, **numbers):
     """
     for name, x in numbers.items():
         array = hasattr(x, "dtype") and hasattr(x, "item")  # a Tensor has them too
-        if (x.shape or x.dtype.kind not in "iuf") if array else not isinstance(x, NUMBERS) or isinstance(x, bool):
+        if (x.shape or x.dtype.kind not in "iuf") if array else (not isinstance(x, NUMBERS) or isinstance(x, bool)):
             raise TypeError(f"{name} must be a number, got {describe(x)}")
         value = x.item() if array else x
         fits = value > 0 if positive else least is None or value >= least

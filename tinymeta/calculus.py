@@ -21,7 +21,7 @@ def jvp(f, xs, tangents):
         raise TypeError(f"jvp: f returns one Tensor, got {describe(y)}")
     u = Tensor(np.zeros_like(y.data))
     g = vjp(y, xs, u, create_graph=True)
-    return y, vjp(g, [u], like(xs, "tangents", tangents), create_graph=True)[0]
+    return y, vjp(g, [u], directions("tangents", tangents, xs), create_graph=True)[0]
 
 
 def hvp(f, xs, vs, *, create_graph=False):
@@ -31,18 +31,18 @@ def hvp(f, xs, vs, *, create_graph=False):
     """
     y, xs = value(f, xs)
     g = grad(y, xs, create_graph=True)
-    return vjp(g, xs, like(xs, "vs", vs), create_graph=create_graph)
+    return vjp(g, xs, directions("vs", vs, xs), create_graph=create_graph)
 
 
 def value(f, xs):
     function(f=f)
     xs = items("xs", xs)
-    twice = lambda x: isinstance(x, Tensor) and [x is y for y in xs].count(True) > 1
+    twice = lambda x: isinstance(x, Tensor) and [x is y for y in xs].count(True) > 1  # ==, and so xs.count, is an op
     xs = [x[...] if twice(x) else x for x in xs]  # at each position it is an argument of its own
     return f(*xs), xs
 
 
-def like(xs, name, vs):
+def directions(name, vs, xs):
     vs = items(name, vs)
     shapes = [Tensor(v).shape for v in vs]
     if shapes != [x.shape for x in xs]:

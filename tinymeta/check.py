@@ -9,6 +9,19 @@ from .tensor import Tensor, between, graph, op_name, stop_gradient, stopped, vjp
 
 STEP = 6e-6  # ∛ε of float64, where a central difference is most exact; times |x| where that is larger than 1
 FINER = (1, 1 / 30, 1 / 1000)  # where it is too coarse
+NEAR = 1e-3  # from 0: there a step in proportion is tried too, for log and √
+
+# What is allowed beside tol. Rounding: what that of the largest value can do to a difference. Spread: how much halving
+# the step changes the difference, which mostly shows that it did less.
+SPREADS = 10  # one may be small by chance
+UNSEEN = 0.3  # roundings that it may not show
+ROUNDINGS = 10  # at most: a larger spread is no rounding
+CANCELLED = 100  # ε of the largest value, left in the analytic derivative where terms cancel
+
+# A kink: the slopes on the two sides differ, or the slope changes when the step is halved.
+SMOOTH = 0.2  # that difference over the one at ten times the step: 0.1 in a smooth function, 1 at a kink
+GAP = 100  # times what is allowed, since slopes of one side are rough
+BEND = 0.3  # of the slope
 
 
 class GradientError(AssertionError):
@@ -132,7 +145,7 @@ def compare(analytic, terms, arrays, tol, magnitude):
 
     def central(i, index, step):
         (up, x_up), (down, x_down) = at(i, index, step), at(i, index, -step)
-        return float((up - down).sum()) / (x_up - x_down)
+        return float((up - down).sum()) / (x_up - x_down)  # terms that x doesn't move cancel exactly
 
     def sides_differ(i, index, step):
         """How much the slopes on the two sides differ; 0 if that grows with the step, as in a smooth function."""
@@ -141,32 +154,35 @@ def compare(analytic, terms, arrays, tol, magnitude):
             sides = at(i, index, h), at(i, index, -h)
             right, left = (float((side - here).sum()) / (x - arrays[i][index]) for side, x in sides)
             gaps.append(abs(right - left))
-        return gaps[0] if gaps[0] > 0.2 * gaps[1] else 0.0  # where f is smooth the gap grows with the step
+        return gaps[0] if gaps[0] > SMOOTH * gaps[1] else 0.0
+
+    def best(i, index):
+        """(spread, rounding, step, slope) of the step that is to be believed: whose halving changes the slope least."""
+        size, found = abs(arrays[i][index]), []
+        little = [STEP * size] if 0 < size < NEAR else []
+        for step in [STEP * max(1, size) * fine for fine in FINER] + little:
+            slope, half = central(i, index, step), central(i, index, step / 2)
+            better = half + (half - slope) / 3  # Richardson: an error of O(step⁴)
+            found.append((abs(slope - half), eps * magnitude / step, step, better))
+        return min(found, key=lambda e: (not np.isfinite(e[0]), e[0] + e[1]))
 
     for i, x in enumerate(arrays):
-        steps = STEP * np.maximum(1, np.abs(x))
         numeric = np.zeros_like(x)
         for index in np.ndindex(x.shape):
-            numeric[index] = central(i, index, steps[index])
-        finite = [np.abs(a[np.isfinite(a)]) for a in (analytic[i], numeric)]
-        scale = max(np.max(a, initial=0) for a in finite)
+            numeric[index] = central(i, index, STEP * max(1, abs(x[index])))
+        sizes = [np.abs(a[np.isfinite(a)]) for a in (analytic[i], numeric)]
+        scale = max(np.max(a, initial=0) for a in sizes)
         for index in np.ndindex(x.shape):
             a = analytic[i][index]
             if abs(a - numeric[index]) <= tol * scale:
                 largest_error = max(largest_error, abs(a - numeric[index]) / (scale or 1))
                 continue
-            found = []  # perhaps the step was too coarse: try finer ones, and believe where halving changes least
-            little = [STEP * abs(x[index])] if 0 < abs(x[index]) < 1e-3 else []
-            for step in [steps[index] * fine for fine in FINER] + little:
-                d, half = central(i, index, step), central(i, index, step / 2)
-                better = half + (half - d) / 3  # Richardson: an error of O(step⁴)
-                found.append((abs(d - half), eps * magnitude / step, step, better))
-            spread, rounding, step, d = min(found, key=lambda e: (not np.isfinite(e[0]), e[0] + e[1]))
-            # rounding is what the largest value could cause; mostly it is less, and then the spread shows it
-            allowed = tol * scale + 100 * eps * magnitude + min(10 * spread + 0.3 * rounding, 10 * rounding)
+            spread, rounding, step, d = best(i, index)  # perhaps the step was too coarse
+            noise = min(SPREADS * spread + UNSEEN * rounding, ROUNDINGS * rounding)
+            allowed = tol * scale + CANCELLED * eps * magnitude + noise
             largest_error = max(largest_error, abs(a - d) / (scale or 1))
             if not abs(a - d) <= allowed:
-                kink = sides_differ(i, index, step) > 100 * allowed or spread > 0.3 * abs(d) + allowed
+                kink = sides_differ(i, index, step) > GAP * allowed or spread > BEND * abs(d) + allowed
                 error = abs(a - d) / (allowed or 1)
                 wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
     return sorted(wrong, key=lambda w: (w.kink, -w.error)), float(largest_error)
@@ -189,7 +205,7 @@ def find_mask(f, xs, y_bars, wrong):
 
 
 def find_culprit(f, xs, y_bars, tol):
-    """Check each node's own pullbacks, oldest first; then look for constants that should not be constant."""
+    """Check each node's own pullbacks, oldest first; then look for leaves, beside f's inputs, that move with them."""
     leaves = [stop_gradient(x) for x in xs]
     nodes, inputs_of_f = graph(*outputs(f, leaves)), {x.serial for x in leaves}
     for z in nodes:

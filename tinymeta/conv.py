@@ -1,10 +1,10 @@
 """Convolution and pooling: a convolution is one batched matrix product over patches.
 
     x (..., n, H, W, C)    images, channels last
-    w (..., k, k, C, F)    F kernels of k × k; axes before, such as tasks, broadcast
-    y (..., n, h, w, F)    y[i, j, f] = Σ_{u,v,c} x[s i + u − p, s j + v − p, c] w[u, v, c, f],   stride s, padding p
+    w (..., k, k, C, F)    F filters of k × k; axes before, such as tasks, broadcast
+    y (..., n, H′, W′, F)  y[i, j, f] = Σ_{u,v,c} x[s i + u − p, s j + v − p, c] w[u, v, c, f],   stride s, padding p
 
-`patches` cuts images into the windows under the kernel; `unpatch`, its adjoint, adds windows back into images where
+`patches` cuts images into the windows under the filters; `unpatch`, its adjoint, adds windows back into images where
 they overlap. Each is the other's pullback. Convolution and pooling are made of them and of ops that can be
 differentiated any number of times, so they can be too, and have no derivative of their own.
 """
@@ -22,7 +22,7 @@ from .tensor import Tensor, apply
 def patches(x, size, stride=1, padding="valid"):
     """y[i, j, u, v] = x[s i + u − p, s j + v − p], 0 outside of x        x̄ = unpatch(ȳ)
 
-    (..., H, W, C) -> (..., h, w, size, size, C). padding: see `conv2d`.
+    (..., H, W, C) -> (..., H′, W′, size, size, C). padding: see `conv2d`.
     """
     x = Tensor(x)
     whole(1, size=size, stride=stride)
@@ -36,7 +36,7 @@ def patches(x, size, stride=1, padding="valid"):
 
 
 def unpatch(y, shape, stride=1, padding="valid"):
-    """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., h, w, size, size, C) -> shape"""
+    """x = Σ of the windows y, each at its place        ȳ = patches(x̄):  (..., H′, W′, size, size, C) -> shape"""
     y, shape = Tensor(y), shape_of(shape)
     whole(1, stride=stride)
     if y.ndim < 5 or len(shape) < 3:
@@ -50,18 +50,18 @@ def unpatch(y, shape, stride=1, padding="valid"):
 
 
 def conv2d(x, w, stride=1, padding="same"):
-    """y as above: x (..., n, H, W, C), w (..., k, k, C, F) -> (..., n, h, w, F).
+    """y as above: x (..., n, H, W, C), w (..., k, k, C, F) -> (..., n, H′, W′, F).
 
-    padding: "valid", none; an integer, on every side; or "same", so that h = ⌈H / s⌉ with the odd pixel at the end.
+    padding: "valid", none; an integer, on every side; or "same", so that H′ = ⌈H / s⌉ with the odd pixel at the end.
     """
     x, w = Tensor(x), Tensor(w)
     if x.ndim < 4 or w.ndim < 4 or w.shape[-4] != w.shape[-3] or x.shape[-1] != w.shape[-2]:
         raise ValueError(
-            f"conv2d of images {x.shape} with kernels {w.shape}: images are (..., n, H, W, C), kernels (..., k, k, C,"
+            f"conv2d of images {x.shape} with filters {w.shape}: images are (..., n, H, W, C), filters (..., k, k, C,"
             " F) with the same C"
         )
     k, _, c, f = w.shape[-4:]
-    p = patches(x, k, stride, padding)  # (..., n, h, w, k, k, C)
+    p = patches(x, k, stride, padding)  # (..., n, H′, W′, k, k, C)
     n, h, w_out = p.shape[-6:-3]
     rows = reshape(p, (*p.shape[:-6], n * h * w_out, k * k * c))
     y = matmul(rows, reshape(w, (*w.shape[:-4], k * k * c, f)))
@@ -81,12 +81,12 @@ def padding_of(padding, shape, size, stride):
 
 
 def max_pool(x, size=2, stride=None):
-    """The largest of each window: (..., H, W, C) -> (..., h, w, C). stride: `size` by default; windows may overlap."""
+    """The largest of a window: (..., H, W, C) -> (..., H′, W′, C). stride: `size` by default; windows may overlap."""
     return ops.max(patches(x, size, size if stride is None else stride), axis=(-3, -2))
 
 
 def average_pool(x, size=2, stride=None):
-    """The mean of each window, as `max_pool`."""
+    """The mean of a window, as `max_pool`."""
     return mean(patches(x, size, size if stride is None else stride), axis=(-3, -2))
 
 

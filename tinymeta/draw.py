@@ -72,7 +72,7 @@ def draw(y, *, names=None, format="dot", limit=500):
 
 
 def by_serial(names, serials):
-    """{serial: name}, once it is clear that all of them are in the graph."""
+    """{serial: name}, all checked to be in the graph."""
     if not isinstance(names, dict):
         raise TypeError(f"names maps printable text to Tensors or lists of them, got {describe(names)}")
     pairs, named = [], {}

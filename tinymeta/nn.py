@@ -13,22 +13,22 @@ from .ops import astype, equal, log_softmax, matmul, mean, power, relu, reshape,
 from .tensor import Tensor
 
 
-def init_mlp(rng, sizes, dtype=np.float32, gain=2**0.5):
-    """Parameters [W_1, b_1, W_2, b_2, ...] of an MLP: W (in, out) ~ N(0, gain² / in), b (1, out) = 0.
+def init_mlp(rng, sizes, dtype=np.float32, scale=2**0.5):
+    """Parameters [W_1, b_1, W_2, b_2, ...] of an MLP: W (in, out) ~ N(0, scale² / in), b (1, out) = 0.
 
-    rng: a np.random.Generator. sizes: features of every layer, e.g. (1, 40, 40, 1). gain √2 keeps the variance through
+    rng: a np.random.Generator. sizes: features of every layer, e.g. (1, 40, 40, 1). scale √2 keeps the variance through
     relu (He et al. 2015).
     """
     sizes, dtype = shape_of(sizes), type_of(dtype, FLOATS)
     generator(rng)
-    finite(gain=gain)
+    finite(scale=scale)
     for size in sizes:
         whole(1, sizes=size)
     if len(sizes) < 2:
         raise ValueError(f"sizes are the features of input and output and of all layers between, got {sizes}")
     params = []
     for n_in, n_out in zip(sizes, sizes[1:]):
-        params.append(Tensor((gain / np.sqrt(n_in) * rng.standard_normal((n_in, n_out))).astype(dtype)))
+        params.append(Tensor((scale / np.sqrt(n_in) * rng.standard_normal((n_in, n_out))).astype(dtype)))
         params.append(Tensor(np.zeros((1, n_out), dtype)))
     return params
 
@@ -52,8 +52,8 @@ def mlp(params, x, activation=relu):
 def batch_norm(x, gain=None, bias=None, eps=1e-3):
     """(x − μ) / √(σ² + ε), then times gain plus bias, if given: (..., n, features), the statistics over the n rows.
 
-    They are always those of the batch at hand, in training and at test: there are no running averages. What is
-    predicted for one row therefore depends on the others.
+    They are always those of the batch at hand, in training and at test: there are no running averages (Ioffe and
+    Szegedy 2015 have them). What is predicted for one row therefore depends on the others.
     """
     finite(eps=eps)
     centred = x + -mean(x, axis=-2, keepdims=True)  # a difference would negate all rows in the derivative, not one
@@ -65,30 +65,29 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
 
 
 def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, scale=1 / 3, dtype=np.float32):
-    """Parameters of `convnet`: per block kernels (3, 3, in, filters), gain and bias (1, filters); then a linear head.
+    """Parameters of `convnet`: per block weights (3, 3, in, filters), gain and bias (1, filters); then a linear head.
 
     head_features: what reaches the head, `filters` by default (the spatial mean), or all pixels of the last block.
 
     Weights ~ N(0, scale² / inputs), gains 1, biases 0. Batch norm undoes the size of the weights before it, but not in
     the gradient, which is as 1 / ‖w‖, nor in the Hessian, as 1 / ‖w‖²: a step turns small weights farther. MAML learns
-    faster from 1/3 than from the √2 that relu alone would want (96.0 instead of 94.4 % on Omniglot's validation tasks
-    after 1,000 iterations, 5-way 1-shot). iMAML, which needs a small H/λ, wants larger ones.
+    faster from 1/3 than from the √2 that relu alone would want; iMAML, which needs a small H/λ, wants larger ones.
     """
     head_features = filters if head_features is None else head_features
     whole(1, ways=ways, filters=filters, blocks=blocks, channels=channels, head_features=head_features)
-    kernels = [(3, 3, c, filters) for c in [channels] + (blocks - 1) * [filters]]
-    return init_blocks(rng, [*kernels, (head_features, ways)], scale, dtype)
+    shapes = [(3, 3, c, filters) for c in [channels] + (blocks - 1) * [filters]]
+    return init_blocks(rng, [*shapes, (head_features, ways)], scale, dtype)
 
 
 def convnet(params, x, pool=False, flatten=False):
     """Logits of images: (..., n, H, W, C) -> (..., n, ways), by blocks of convolution, batch norm and relu, and a head.
 
-    Each block halves the image: with stride 2, or with max pooling if `pool`. The head sees the mean over the last
-    block's pixels, or all of them if `flatten`.
+    Each block halves the image: with stride 2 (Finn et al. 2017), or with max pooling if `pool` (Vinyals et al. 2016).
+    The head sees the mean over the last block's pixels, or all of them if `flatten`.
     """
     *blocks, w, b = blocks_of("convnet", params)
-    for kernels, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
-        y = conv2d(x, kernels, stride=1 if pool else 2)
+    for w_i, gain, bias in zip(blocks[::3], blocks[1::3], blocks[2::3]):
+        y = conv2d(x, w_i, stride=1 if pool else 2)
         rows = reshape(y, (*y.shape[:-4], -1, y.shape[-1]))
         x = reshape(relu(batch_norm(rows, gain, bias)), y.shape)
         x = max_pool(x) if pool else x

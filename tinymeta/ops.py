@@ -32,7 +32,7 @@ def operands(op, x, y, beside=()):
     return [t if t.kernel is number else broadcast_to(t, shape) for t in (x, y)]
 
 def alike(op, x, y):
-    """x and y as Tensors of one type: of two floats the same is asked, integers and booleans take that of the floats.
+    """x and y as Tensors of one type. Two floats must be of one; integers and booleans beside floats take theirs.
 
     float32 and float64 don't mix: that would double a model's memory without a word. A plain number takes the type of
     the other; it stays 0-d, which NumPy broadcasts, because nobody can ask for its gradient.
@@ -41,7 +41,7 @@ def alike(op, x, y):
         return x, y  # nearly always
     xs = [x if isinstance(x, NUMBERS) else Tensor(x) for x in (x, y)]
     dtypes = {x.data.dtype for x in xs if type(x) is Tensor}
-    if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):
+    if len(dtypes) > 1 or dtypes.isdisjoint(FLOATS):  # else all Tensors have one type of float
         floats = dtypes.intersection(FLOATS)
         if len(floats) > 1:
             raise TypeError(f"{op} of float32 and float64: convert one of them, e.g. x.astype(np.float32)")
@@ -97,7 +97,7 @@ def negative(x):
 def power(x, y):
     """z = x^y          x̄ = z̄ ⊙ y x^(y−1),   ȳ = z̄ ⊙ z log x
 
-    An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. With respect to y, x > 0.
+    An exponent that has come down to 0 ends the chain: (x²)''' at 0 is 0, not 0·∞. ȳ is 0 at x = 0, NaN below.
     """
     if isinstance(y, NUMBERS):
         x, y = as_float(x), y.item() if isinstance(y, np.generic) else y
@@ -107,7 +107,7 @@ def power(x, y):
         return apply(partial(_power, exponent=y), x, pullbacks=(pullback,))
     x, y = map(as_float, operands("power", x, y))
     return apply(np.power, x, y, pullbacks=(
-        lambda z, z_bar: z_bar * y * power(x, where(logical_and(equal(x, 0), equal(y, 0)), 1, y) - 1),
+        lambda z, z_bar: z_bar * y * power(x, where(logical_and(equal(x, 0), equal(y, 0)), 1, y) - 1),  # not 0·∞
         lambda z, z_bar: z_bar * z * log(where(equal(x, 0), 1, x))))
 
 def _power(x, exponent, out=None):
@@ -166,7 +166,7 @@ def abs(x):
     return apply(np.abs, x, pullbacks=(lambda y, y_bar: y_bar * sign(x),))
 
 def relu(x):
-    """y = max(x, 0)    x̄ = ȳ where x > 0, else 0. NaN stays NaN"""
+    """y = max(x, 0)    x̄ = 0 where x ≤ 0, else ȳ: NaN stays NaN"""
     x = as_float(x)
     return where(less_equal(x, 0), 0, x)
 
@@ -219,7 +219,7 @@ def view(function):
 def copy(y, out):
     if y.shape != out.shape:
         raise ValueError(f"a result of shape {y.shape} for a buffer of shape {out.shape}")
-    np.copyto(out, y, casting="unsafe")
+    np.copyto(out, y, casting="unsafe")  # `_astype` copies too
     return out
 
 def broadcast_to(x, shape):
@@ -265,7 +265,7 @@ def reshape(x, *shape):
     x, given = Tensor(x), shape_of(*shape)
     known = math.prod(n for n in given if n != -1)
     shape = tuple(x.size // (known or 1) if n == -1 else n for n in given)
-    if math.prod(shape) != x.size or any(n < -1 for n in given) or given.count(-1) > (known > 0):
+    if math.prod(shape) != x.size or any(n < -1 for n in given) or given.count(-1) > (known > 0):  # no −1 beside a 0
         raise ValueError(f"reshape: {x.shape} has {x.size} elements, which don't make {given}")
     if x.shape == shape:
         return x
@@ -328,10 +328,10 @@ def _gather(x, *arrays, index):
     return x[join_index(index, arrays)]
 
 def scatter(x, index, shape):
-    """y = zeros(shape); y[index] += x, repeated positions adding up        x̄ = ȳ[index]"""
+    """y = zeros(shape); y[index] += x, repeated positions adding up; x itself for y[...]        x̄ = ȳ[index]"""
     x, shape, (fixed, arrays) = Tensor(x), shape_of(shape), split_index(index)
     index = join_index(fixed, arrays)
-    try:
+    try:  # the shape of y[index], without a y
         place = np.broadcast_to(np.zeros((), bool), shape)[join_index(fixed, [a.data for a in arrays])].shape
     except (ValueError, IndexError) as error:
         raise refusal(f"scatter to shape {shape}", [x, *arrays], error) from error
@@ -452,10 +452,10 @@ def matmul(x, y):
     x, y = alike("matmul", x, y)
     if not x.ndim or not y.ndim:
         raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: a 0-d Tensor is no matrix; use *")
-    k, m = x.shape[-1], y.shape[-2:][0]
-    if k != m:
+    k, k_y = x.shape[-1], y.shape[-2:][0]  # of a column its only size
+    if k != k_y:
         raise ValueError(
-            f"matmul of shapes {x.shape} and {y.shape}: the inner sizes {k} and {m} differ; transpose one"
+            f"matmul of shapes {x.shape} and {y.shape}: the inner sizes {k} and {k_y} differ; transpose one"
             " with .swapaxes(-1, -2)?"
         )
     if x.ndim == 1:

@@ -104,7 +104,7 @@ class Tensor:
 
 
 def op_name(kernel):
-    return "leaf" if kernel is None else getattr(kernel, "func", kernel).__name__.strip("_")
+    return "leaf" if kernel is None else getattr(kernel, "func", kernel).__name__.strip("_")  # func: of a partial
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def op_name(kernel):
 
 class State(threading.local):
     recording = True
-    tape = None  # while `compile` calls a function: told of every node, because a cut derivative is no cut program
+    tape = None  # while `compile` calls a function: told of every node, also of those where a derivative is cut
     origin = None  # while a backward pass is recorded: (its order: 1, 2, ..., the kernel whose pullback is running)
 
 
@@ -121,8 +121,8 @@ state = State()
 
 @contextmanager
 def recording(on):
-    before = state.recording, state.origin
-    state.recording = on
+    """Nodes made inside recording(False) keep neither inputs nor pullbacks."""
+    before, state.recording = (state.recording, state.origin), on
     try:
         yield
     finally:
@@ -151,9 +151,9 @@ def apply(kernel, *inputs, pullbacks=()):
 
     kernel(*arrays, out=None) returns an array, written into `out` if that is given; it can be run again at any time.
     pullbacks: one per input, (z, z̄) -> x̄ in Tensor ops, or None for an input without a derivative (a mask, an index).
-    None at all: z is piecewise constant. A pullback makes no use of grad and vjp: what it computes is recorded only if
-    its own derivative is wanted. The engine hands z to the pullback, so that none needs to close over its own
-    output; graphs then have no reference cycles and are freed at once.
+    None at all: z is piecewise constant. A pullback calls neither grad nor vjp: without create_graph nothing is
+    recorded, and they would find no graph. It is handed z: if it closed over its own output, that would be a reference
+    cycle, and graphs would not be freed at once.
     """
     try:
         data = kernel(*[x.data for x in inputs])
@@ -262,9 +262,9 @@ def vjp(y, xs, y_bar, *, create_graph=False):
         for y, y_bar in zip(ys, y_bars):
             accumulate(y, y_bar if create_graph else stop_gradient(y_bar))
         for z in path:  # newest first: when z's turn comes, all that z flows into has been visited and z̄ is complete
-            z_bar = cotangents[z.serial] if z.serial in wanted else cotangents.pop(z.serial)
+            z_bar = cotangents[z.serial] if z.serial in wanted else cotangents.pop(z.serial)  # popped, z̄ is freed
             if create_graph:
-                state.origin = order, z.kernel
+                state.origin = order, z.kernel  # for `draw` and `check_grads`
             for x, pullback in zip(z.inputs, z.pullbacks):
                 if pullback and x.serial in on_path:
                     x_bar = pullback(z, z_bar)

@@ -136,7 +136,7 @@ What the algorithms of tm.meta make of this chain:
     truncated   {result(tm.meta.truncated, last=1)}  v, through the last step only
     fomaml      {result(tm.meta.fomaml)}  v as it was: each step counts as I
     reptile     {result(tm.meta.reptile)}  theta - theta'' = alpha (g0 + g1); no v
-    imaml       {result(tm.meta.imaml, lam=lam, steps=200, cg_steps=2)}  m from (I + H/lambda) m = v at phi*
+    imaml       {result(tm.meta.imaml, lam=lam, steps=200, cg_steps=2)}  x from (I + H/lambda) x = v at phi*
 
 iMAML goes elsewhere: to phi*, where L(phi) + lambda/2 |phi - theta|^2 is least
 (lambda = {lam:g}). There g + lambda (phi* - theta) = 0 whatever theta is, which tells

@@ -1,4 +1,4 @@
-"""Meta-learning algorithms, one a file. All are called alike and return (query loss, meta_grad), see `adapt`.
+"""Meta-learning algorithms, one a file. All but `hypergradient` are called alike: see `adapt`.
 
 An update rule or an algorithm of your own takes a few lines. Here, gradients that are squashed in the inner loop, and
 an objective that counts the support too:
@@ -31,5 +31,5 @@ from .leap import leap
 from .imaml import imaml, implicit_gradient, proximal
 from .shrinkage import precisions, shrinkage
 from .hypergradient import hypergradient
-from .finite import require_finite
 from .es_maml import draw_es_noise, es_maml, first_order_es_maml
+from .finite import require_finite

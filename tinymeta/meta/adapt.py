@@ -9,18 +9,18 @@ Tasks are the first axis. Every array of a meta-batch carries it, the adapted pa
 What all algorithms take: loss as above, any function of parameters and data made of tm ops; theta, a list of Tensors;
 support and query, arrays or nested tuples, lists and dicts of arrays, whose first axes agree, and which reach `loss` as
 they are. What they return: (query loss, meta_grad), means over tasks, all leaves; meta_grad is what an outer optimiser
-subtracts. θ itself is never changed.
+subtracts. θ itself is never changed. Another kind of thing raises TypeError, what doesn't fit ValueError, by its name.
 """
 
 from .. import solvers
-from ..arguments import FLOATS, describe, function, items, whole
+from ..arguments import describe, function, items, whole
 from ..ops import broadcast_to
-from ..solvers import gradient_descent, like, parameters, sgd, step_sizes
+from ..solvers import gradient_descent, like, of_tasks, parameters, sgd, step_sizes
 from ..tensor import Tensor, ancestors, stop_gradient
 
 
 def adapt(loss, theta, support, *, alpha, steps, create_graph=False, batch=None, rule=sgd, solve=None):
-    """φ ← φ − α ∇L_support(φ) from φ = θ, `steps` times, for every task: returns φ, stacked over tasks.
+    """φ ← φ − α ∇L_s(φ) from φ = θ, `steps` times, for every task: returns φ, stacked over tasks.
 
     alpha: the step size: a number, or a list with one for each parameter, numbers or Tensors.
     create_graph=True: φ is a differentiable function of θ. Otherwise φ is a leaf.
@@ -78,7 +78,7 @@ def of_step(support, batch, step):
 
 
 def check(theta, support, query):
-    """θ as a list of leaves, once it is clear that θ and data are what every algorithm takes.
+    """θ as a list of leaves; θ and data checked to be what every algorithm takes.
 
     A θ with a history is refused: if the graph of its updates hung on it, an outer loop would never free any.
     """
@@ -106,7 +106,8 @@ def leaves(name, xs):
 
 def task_losses(loss, phi, data, theta=()):
     """loss(phi, data), which must be one number per task and depend on φ; but not on θ itself, where that is given."""
-    losses = numbers(loss, phi, data)
+    function(loss=loss)
+    losses = of_tasks(loss(phi, data), phi, name_of(loss))
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(
             f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the"
@@ -116,18 +117,6 @@ def task_losses(loss, phi, data, theta=()):
         raise ValueError(
             f"{name_of(loss)} depends on theta itself, beside the parameters that it is given, and this algorithm would"
             " leave that out: use tm.meta.maml, or a constant tm.stop_gradient(theta) in the loss"
-        )
-    return losses
-
-
-def numbers(loss, phi, data):
-    """loss(phi, data), which must be one number per task."""
-    function(loss=loss)
-    losses, tasks = loss(phi, data), len(phi[0])
-    if not isinstance(losses, Tensor) or losses.shape != (tasks,) or losses.dtype not in FLOATS:
-        raise ValueError(
-            f"{name_of(loss)} returned {describe(losses)}, expected a Tensor of floats of shape ({tasks},), one"
-            " loss per task: reduce over examples and features, not over the first axis"
         )
     return losses
 

@@ -22,6 +22,7 @@ def anil(loss, theta, support, query, *, alpha, steps, head, first_order=False, 
     head = len(theta) is MAML; head = 0 leaves nothing to adapt, which is the plain gradient of the query loss.
     The loss gets all parameters as stacks over tasks, as ever; those of the body are views of θ, and nothing is copied.
     Eagerly the features of the support are computed in every inner step; a compiled function computes them once.
+    At test, `adapt` with the loss lambda phi, data: loss([*tm.stop_gradient(phi[:-head]), *phi[-head:]], data).
     batch, rule: see `adapt`. Raises ValueError unless 0 ≤ head ≤ len(theta).
     """
     theta, tasks = check(theta, support, query), count_tasks(support)

@@ -45,7 +45,7 @@ def dropout(noise, rule=sgd):
 
     def noisy(params, grads, state=None, *, lr):
         step, inner = state or (0, None)
-        expected, found = [(len(g), *g.shape[1:]) for g in grads], [(*n.shape[:1], *n.shape[2:]) for n in noise]
+        expected, found = [g.shape for g in grads], [(*n.shape[:1], *n.shape[2:]) for n in noise]
         if found != expected or any(n.shape[1] <= step for n in noise):
             raise ValueError(
                 f"step {step} of stacked parameters {expected} needs noise (tasks, steps, ...) of the same shapes with"

@@ -22,11 +22,11 @@ outer population meet the same inner noise, so that U is one function, and only 
 
 import numpy as np
 
-from ..arguments import describe, finite, generator, items, whole
+from ..arguments import describe, finite, function, generator, items, whole
 from ..ops import broadcast_to, concatenate, matmul, mean, reshape
-from ..solvers import parameters, step, step_sizes
+from ..solvers import of_tasks, parameters, step, step_sizes
 from ..tensor import Tensor, recording
-from .adapt import check, count_tasks, numbers, of_step
+from .adapt import check, count_tasks, name_of, of_step
 
 
 def draw_es_noise(rng, theta, tasks, *, steps, perturbations, queries):
@@ -95,10 +95,10 @@ def first_order_es_maml(loss, theta, support, query, *, alpha, steps, sigma, noi
 def es_grad(f, x, noise, sigma):
     """(f of the population, (tasks, m, 2n); ESGrad f = Σ_j f(x + σ h_j) h_j / 2nσ at every point, like x)."""
     (tasks, m), noise = x[0].shape[:2], mirrored(noise)
-    n = noise[0].shape[1]
+    both = noise[0].shape[1]  # 2n
     population = [x_i[:, :, None] + sigma * h[:, None] for x_i, h in zip(x, noise)]
-    values = reshape(f([reshape(p, (tasks, m * n, *p.shape[3:])) for p in population]), (tasks, m, n))
-    return values, weighted_sum(centred(values) / (n * sigma), noise)
+    values = reshape(f([reshape(p, (tasks, m * both, *p.shape[3:])) for p in population]), (tasks, m, both))
+    return values, weighted_sum(centred(values) / (both * sigma), noise)  # centred: for less rounding, as Σ h = 0
 
 
 def es_hvp(values, noise, sigma, v):
@@ -108,11 +108,11 @@ def es_hvp(values, noise, sigma, v):
     constant is added to the loss; one that subtracts f̃ I instead drowns in the noise of f(x) h hᵀ.
     """
     noise = mirrored(noise)
-    n = noise[0].shape[1]
+    both = noise[0].shape[1]  # 2n
     along = 0  # hᵀv: (tasks, m, 2n)
     for h, v_i in zip(noise, v):
         along = along + matmul(flat(v_i), flat(h).swapaxes(1, 2))
-    return weighted_sum(centred(values) * along / ((n - 2) * sigma**2), noise)
+    return weighted_sum(centred(values) * along / ((both - 2) * sigma**2), noise)  # 2 (n − 1): h and −h have one h hᵀ
 
 
 def mirrored(noise):
@@ -124,7 +124,7 @@ def centred(values):
 
 
 def weighted_sum(weights, noise):
-    """Σ_j w_j h_j: (tasks, m, n) and (tasks, n, *shape) -> (tasks, m, *shape)."""
+    """Σ_j w_j h_j: (tasks, m, 2n) and (tasks, 2n, *shape) -> (tasks, m, *shape)."""
     return [reshape(matmul(weights, flat(h)), (*weights.shape[:2], *h.shape[2:])) for h in noise]
 
 
@@ -143,12 +143,13 @@ def stacked(theta, data):
 
 def on(loss, data, batch=None, k=None):
     """f: the loss of m points of every task, on all of the data or on the batch of a step."""
+    function(loss=loss)
     data = of_step(data, batch, k)
 
     def f(x):
         tasks, m = x[0].shape[:2]
         rows = [reshape(x_i, (tasks * m, *x_i.shape[2:])) for x_i in x]
-        return reshape(numbers(loss, rows, repeated(data, m)), (tasks, m))
+        return reshape(of_tasks(loss(rows, repeated(data, m)), rows, name_of(loss)), (tasks, m))
 
     return f
 
@@ -167,21 +168,18 @@ def repeated(data, m):
 
 
 def check_noise(theta, support, query, noise, steps, sigma):
-    """(θ as leaves, noise) once all shapes are right."""
+    """(θ as leaves, noise), all shapes checked."""
     theta, tasks = check(theta, support, query), count_tasks(query)
     finite(positive=True, sigma=sigma)
     whole(steps=steps)
     if not isinstance(noise, (list, tuple)) or len(noise) != 2:
         raise TypeError(f"noise is (outer, inner), as draw_es_noise makes it, got {describe(noise)}")
-    noise = outer, inner = [[Tensor(h) for h in items("noise", part)] for part in noise]
-    shapes, n, k = (
-        [t.shape for t in theta],
-        *[part[0].shape[i : i + 1] if part else () for i, part in enumerate(noise, 1)],
-    )
-    found = [[h.shape for h in part] for part in noise]
+    outer, inner = ([Tensor(h) for h in items("noise", part)] for part in noise)
+    n, k = (part[0].shape[i : i + 1] if part else () for i, part in ((1, outer), (2, inner)))  # (n,), (K,)
+    shapes, found = [t.shape for t in theta], [[h.shape for h in part] for part in (outer, inner)]
     if found != [[(tasks, *n, *s) for s in shapes], [(tasks, steps, *k, *s) for s in shapes]] or 0 in n + k:
         raise ValueError(
             f"noise is (outer, inner), for parameters {shapes} outer arrays ({tasks}, n, *shape) and inner ones"
             f" ({tasks}, {steps}, K, *shape), as draw_es_noise makes them; got {found[0]} and {found[1]}"
         )
-    return theta, noise
+    return theta, (outer, inner)

@@ -6,13 +6,13 @@ iteration computes, in this order, with k the inner step and t the task,
     θ, support, query
     φ_k,   L_s(φ_k),   ∇L_s(φ_k)        k = 0 ... K − 1     forward: the inner loop
     φ_K,   L_q(φ_K),   ∇L_q(φ_K)                            the query
-    H(φ_k) v                            k = K − 1 ... 0     backward, in second order: v of the step after it
+    H(φ_k) v                            k = K − 1 ... 0     backward, in second order
     ∇F(θ),   θ after the outer update
 
 and the first of these that isn't finite while all before it are is the place to mend. Looking at every one of them
 would double the cost, so the loop looks at the last line only. When that is not finite, the iteration is run again,
-eagerly, with a loss that looks at all that it is given and gives. It knows the inner step because every algorithm asks
-`batch` for that step's data, and needs to know nothing else of the algorithm:
+eagerly, with a loss that looks at all that it is given and gives: `Watch`. H v it looks at afterwards, and with one v
+for all steps, ∇L_q(φ_K), not with the chain's, which differs from algorithm to algorithm.
 
 >>> import numpy as np, tinymeta as tm
 >>> def root_loss(phi, data):                                 # has no derivative where prediction and target meet
@@ -77,7 +77,8 @@ def require_finite(when, result, algorithm, /, loss, theta, support, query, *, u
 
 def place(result, algorithm, loss, theta, support, query, options):
     """The sentence that names the first number that is not finite when the iteration is run again."""
-    for i in broken(theta):
+    if broken(theta):
+        i = broken(theta)[0]
         return f"{holds(theta[i], i)} before the first inner step: go back to the last good θ; then {OUTER}"
     for name, array in arrays({"support": support, "query": query, **options}):
         if broken([array]):
@@ -116,13 +117,20 @@ class Broken(Exception):
 
 
 class Watch:
-    """The loss, looking at what it is given and gives; and `batch`, which is told the inner step."""
+    """The loss, looking at what it is given and gives; and `batch`, which is told the inner step.
+
+    Every algorithm asks batch(support, k) for the data of step k = 0 ... K − 1, then calls the loss at φ_k. Where Leap
+    and line searches come back to step k with another φ, nothing is looked at: if it is taken, it comes again. A call
+    that has not asked `batch` is the query's, at φ_K; MAML++ makes one for each step, when all are done, so each φ is
+    known by its last parameter. iMAML then makes one on the support itself, for the Hessian at the solution. Evolution
+    strategies turn recording off, and have no gradients to look at.
+    """
 
     def __init__(self, loss, theta, support, query, batch):
         self.loss, self.support, self.query, self.batches = loss, support, query, batch
         self.tasks, self.size = count_tasks(support), largest(theta)
         self.announced, self.step = None, -1  # the step that the next call belongs to; the last one looked at
-        self.begins = {}  # the step that begins at a φ, by its last parameter: MAML++ asks for the query losses last
+        self.begins = {}  # the step that begins at a φ, by the serial of its last parameter
         self.supports, self.v = [], None  # (where, φ, data) of the losses on the support; the gradient of the query's
         functools.update_wrapper(self, loss, assigned=["__name__"], updated=[])
 
@@ -132,7 +140,7 @@ class Watch:
 
     def __call__(self, phi, data):
         k, self.announced = self.announced, None
-        if k is None or k > self.step:  # Leap's segments and line searches ask for the loss of one step again
+        if k is None or k > self.step:
             self.look(k, phi, data)
         return self.loss(phi, data)
 
@@ -141,25 +149,28 @@ class Watch:
         before = self.begins.get(phi[-1].serial, self.step + 1) if k is None else k
         after = f"after inner step {before - 1}" if before else "before any inner step"
         phi, serial = stop_gradient(phi), phi[-1].serial
-        for i, (task, value) in self.first_task(phi):
+        if found := self.first_task(phi):
+            task, i, value = found
             finite = ", though the gradient was finite" if state.recording else ""
             cause = "the update overflows, or divides by 0"
             raise Broken(f"φ of task {task} is {value} in {shape(phi[i], i)} {after}{finite}: {cause}; {SHORTER}")
         on, at = ("query", after) if k is None else ("support", f"at inner step {k}")
         if k is None and data is self.support and (data is not self.query or self.v):
-            on, at = "support", "at the solution of the inner problem"  # iMAML's Hessian
+            on, at = "support", "at the solution of the inner problem"
         if k is not None:
             self.step, self.begins[serial] = k, k
         for name, array in arrays(data, f"the data of the {on} {at}"):
             if broken([array]):
                 raise Broken(f"{name} is {first(array)[0]}: mend `batch`, for support and query are finite")
         losses, of = self.loss(phi, data), f"{name_of(self.loss)} on the {on} of task"
-        for _, (task, value) in self.first_task([losses]):
+        if found := self.first_task([losses]):
+            task, _, value = found
             raise Broken(f"{of} {task} is {value} {at}, though φ is finite: {self.remedy(phi, VALUE)}")
-        if not state.recording:  # evolution strategies
+        if not state.recording:
             return
         g = grad(sum(losses), phi)
-        for i, (task, value) in self.first_task(g):
+        if found := self.first_task(g):
+            task, i, value = found
             place = f"the gradient of {of} {task} {at} is {value} in {shape(g[i], i)}"
             raise Broken(f"{place}, though the loss is finite: {self.remedy(phi, GUARD)}")
         if on == "query":
@@ -168,11 +179,12 @@ class Watch:
             self.supports.append((at, phi, data))
 
     def backward(self):
-        """The sentence on the first H v that isn't finite, from the last step on; None if all are."""
+        """The sentence on the first H v that isn't finite, from the last step on, v = ∇L_q(φ_K); None if all are."""
         for at, phi, data in reversed(self.supports):
             g = grad(sum(self.loss(phi, data)), phi, create_graph=True)
             h_v = vjp(g, phi, self.v)
-            for i, (task, value) in self.first_task(h_v):
+            if found := self.first_task(h_v):
+                task, i, value = found
                 place = f"{name_of(self.loss)} on the support of task {task} {at} is {value} in {shape(h_v[i], i)}"
                 finite = f"though losses and gradients are finite: {self.remedy(phi, GUARD)}"
                 return f"the second derivative H v of {place}, {finite}"
@@ -184,13 +196,12 @@ class Watch:
         return f"φ has elements of {size:.1e}, θ of {self.size:.1e}; {SHORTER}" if far else otherwise
 
     def first_task(self, stacks):
-        """[(i, (task, value))] of the first parameter i, not finite, of the first such task; [] if all are finite.
+        """(task, i, value) of the first task that isn't finite, in its first such parameter i; None if all are.
 
         A population's stack has several rows for every task.
         """
         found = [(i, *first(stacks[i])) for i in broken(stacks)]
-        found = [(index[0] * self.tasks // len(stacks[i]), i, value) for i, value, index in found]
-        return [(i, (task, value)) for task, i, value in sorted(found)[:1]]
+        return min(((index[0] * self.tasks // len(stacks[i]), i, value) for i, value, index in found), default=None)
 
 
 # ---- what is finite --------------------------------------------------------------------------------------------------

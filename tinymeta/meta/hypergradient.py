@@ -41,7 +41,7 @@ def hypergradient(train_loss, val_loss, w, hyper, *, steps, linear_solver=cg, re
     w_bar, direct = bars[: len(w)], bars[len(w) :]
     g = grad(sum(task_losses(train_loss, w, hyper)), w, create_graph=True)  # one graph, walked by every product
     solution = solution_of(linear_solver, lambda v: vjp(g, w, v), w_bar, steps=steps)
-    mixed = vjp(g, hyper, solution.x)
+    mixed = vjp(g, hyper, solution.x)  # like `direct`, a sum over tasks
     if not report:
         consequence = "w is no minimum of the training loss there"
         warn_of_negative_curvature("hypergradient: the Hessian", solution, consequence)

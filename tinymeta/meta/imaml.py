@@ -8,7 +8,7 @@ L_s at φ*:
 
     (H + λ I) ∂φ*/∂θ = λ I,     so       ∇F(θ) = (I + H/λ)⁻¹ ∇L_q(φ*)
 
-Conjugate gradients solve (I + H/λ) g = ∇L_q(φ*) with nothing but products H v. How φ* was found doesn't enter: no path
+Conjugate gradients solve (I + H/λ) x = ∇L_q(φ*) with nothing but products H v. How φ* was found doesn't enter: no path
 is stored, no step is differentiated, and the memory is that of one Hessian-vector product, whatever the inner solver.
 
 λ may differ from parameter to parameter, Λ = diag(λ). Then ∇F(θ) = (I + HΛ⁻¹)⁻¹ ∇L_q(φ*), whose matrix is not symmetric
@@ -76,7 +76,7 @@ def proximal(loss, theta, lam):
     theta = parameters("theta", theta)
     lams = per_parameter(lam, theta)
 
-    def g(phi, data):
+    def objective(phi, data):
         total = task_losses(loss, phi, data)
         if len(phi) != len(theta):
             raise ValueError(f"proximal: phi has {len(phi)} parameters, theta {len(theta)}")
@@ -85,7 +85,7 @@ def proximal(loss, theta, lam):
             total = total + lam_i / 2 * dot([away], [away])
         return total
 
-    return g
+    return objective
 
 
 def per_parameter(lam, params):
@@ -104,7 +104,7 @@ def implicit_gradient(loss, phi, support, query, *, lam, cg_steps, damping=0.0, 
     cg_steps: Hessian-vector products after the first residual; CG starts at ∇L_q(φ), so that 0 gives first-order MAML.
     damping: δ ≥ 0, in I + H/(λ + δ). Convnets with batch norm have negative curvature that no useful λ outweighs, and
     the system is then singular or worse. The published code has what amounts to δ = 22 at λ = 2 (it solves
-    2 g + H g / 12 = ∇L_q). Biased, and the more so the larger: δ = ∞ is first-order MAML.
+    2 x + H x / 12 = ∇L_q, for half of this x). Biased, and the more so the larger: δ = ∞ is first-order MAML.
     A task that meets negative curvature all the same counts with its first-order gradient ∇L_q(φ): near a singular
     system CG's iterates grow without bound, and one such task would drown the others.
     linear_solver: cg, or e.g. partial(cg, tol=1e-3) or partial(neumann, eta=0.5); the series converges if the

@@ -14,7 +14,8 @@ memory of the K graphs. First-order MAML leaves the loop out, v = ∇L_q(φ), as
 
 Truncated back-propagation (Shaban et al. 2019) stops the loop early and goes down the last R steps only, j = K − 1 ...
 K − R, as if θ_{K−R} were θ plus a constant. R = K is MAML, R = 0 first-order MAML. Where the inner loop contracts, with
-all eigenvalues of I − α H between −1 and 1, what is left out shrinks geometrically with R.
+all eigenvalues of I − α H between −1 and 1, what is left out shrinks geometrically with R. So does the gradient itself,
+with K: what is truncated is too long by the factors that it lacks.
 """
 
 from ..arguments import whole
@@ -41,7 +42,7 @@ def fomaml(loss, theta, support, query, *, alpha, steps, batch=None, rule=sgd):
     theta = check(theta, support, query)
     phi = adapt(loss, theta, support, alpha=alpha, steps=steps, batch=batch, rule=rule)
     query_loss = mean(task_losses(loss, phi, query, theta))
-    meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ
+    meta_grad = [sum(g, axis=0) for g in grad(query_loss, phi)]  # only down to φ; query_loss is the mean
     return stop_gradient((query_loss, meta_grad))
 
 
@@ -62,5 +63,5 @@ def truncated(loss, theta, support, query, *, alpha, steps, last, batch=None, ru
     query_loss = mean(task_losses(loss, phi, query, theta if cut else ()))
     if not cut:
         return stop_gradient((query_loss, grad(query_loss, theta)))
-    meta_grad = [sum(g, axis=0) for g in grad(query_loss, start)]  # only down to θ_{K−R}
+    meta_grad = [sum(g, axis=0) for g in grad(query_loss, start)]  # only down to θ_{K−R}, likewise
     return stop_gradient((query_loss, meta_grad))

@@ -55,12 +55,12 @@ def per_step(params, grads, step=None, *, lr):
     return sgd(params, grads, lr=[a[step] for a in lr])[0], int(step) + 1
 
 
-def init_lslr(weights, alpha, steps):
-    """θ = [*weights, *step sizes (steps,)], where all step sizes start at alpha (0.1 in the published code)."""
-    weights = parameters("weights", weights)
+def init_lslr(w, alpha, steps):
+    """θ = [*w, *a] of LSLR, per-layer per-step learning rates, which start at alpha (0.1 in the published code)."""
+    w = parameters("w", w)
     finite(alpha=alpha)
     whole(1, steps=steps)
-    return weights + [Tensor(np.full(steps, float(alpha), w.dtype)) for w in weights]
+    return w + [Tensor(np.full(steps, float(alpha), w_i.dtype)) for w_i in w]
 
 
 def multi_step_weights(steps, epoch, *, epochs=10, dtype=np.float32):

@@ -36,11 +36,11 @@ def meta_sgd(loss, theta, support, query, *, steps, first_order=False, batch=Non
     return stop_gradient((query_loss, grad(query_loss, w + a)))
 
 
-def init_meta_sgd(weights, alpha):
-    """θ = [*weights, *step sizes], where all step sizes start at alpha."""
-    weights = parameters("weights", weights)
+def init_meta_sgd(w, alpha):
+    """θ = [*w, *a], where all step sizes a start at alpha."""
+    w = parameters("w", w)
     finite(alpha=alpha)
-    return weights + [Tensor(np.full(w.shape, float(alpha), w.dtype)) for w in weights]
+    return w + [Tensor(np.full(w_i.shape, float(alpha), w_i.dtype)) for w_i in w]
 
 
 def split(theta):

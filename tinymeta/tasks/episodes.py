@@ -119,6 +119,7 @@ def distinct(rng, n, rows, k):
 
 
 def gather(characters, which, drawings, shots, dtype):
+    """(support, query) of classes (tasks, ways) and drawings (tasks, ways, shots + queries), as `draw_episodes`."""
     tasks, ways = which.shape
 
     def examples(part):  # one gather of bytes, one conversion

@@ -186,7 +186,7 @@ def opened(path):
 
 
 def grouped(half, path, files):
-    """{"alphabet/character": its 20 files}, both sorted, once their numbers are right."""
+    """{"alphabet/character": its 20 files}, both sorted, their numbers checked."""
     groups = {}
     for name in sorted(files):
         parts = name.split("/")
@@ -213,7 +213,7 @@ def decode(Image, path, name, content):
                 image = Image.open(io.BytesIO(data), formats=["PNG"])
             if not image.is_animated:
                 return ~np.asarray(image)
-    except Exception as error:  # nor of what Pillow raises
+    except Exception as error:  # there is no list of what Pillow raises
         cause = error
     limits = f"{CANVAS}×{CANVAS} pixels, 1 bit, {LARGEST_PNG >> 10} KiB at most"
     raise ValueError(f"{path}: {name!r} is damaged or not Omniglot's (a PNG of {limits}); {REMEDY}") from cause

@@ -80,7 +80,7 @@ def require_waves(waves):
 
 
 def check_range(low, high, dtype):
-    """dtype, once all three are right."""
+    """dtype; all three are checked."""
     finite(low=low, high=high)
     if not low <= high:
         raise ValueError(f"low must not exceed high, got {low} and {high}")
