@@ -17,9 +17,9 @@ from tinymeta.tasks.files import write_whole
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "README.md", ROOT / "benchmarks/README.md"
 READING_ORDER = [
-    "lesson/first_order", "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "compiled", "nn", "solvers",
-    "meta/adapt", "meta/maml", "meta/meta_sgd", "meta/maml_plus_plus", "meta/anil", "meta/dropout", "meta/reptile",
-    "meta/leap", "meta/imaml", "meta/shrinkage", "meta/hypergradient", "meta/es_maml", "meta/finite",
+    "lesson/first_order", "tensor", "ops", "kernels", "conv", "calculus", "check", "program", "compiled", "nn",
+    "solvers", "meta/adapt", "meta/maml", "meta/meta_sgd", "meta/maml_plus_plus", "meta/anil", "meta/dropout",
+    "meta/reptile", "meta/leap", "meta/imaml", "meta/shrinkage", "meta/hypergradient", "meta/es_maml", "meta/finite",
     "tasks/sinusoid", "tasks/episodes", "tasks/files", "tasks/omniglot", "tasks/glyphs", "draw", "lesson/explain",
     "arguments",
 ]  # fmt: skip
