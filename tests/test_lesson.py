@@ -62,7 +62,7 @@ def test_one_number_is_the_chain_rule_by_hand(text):
         np.testing.assert_allclose(np.array(line, float), [slopes[k], v, slopes[k] * v], atol=1e-6)
         v = slopes[k] * v
     np.testing.assert_allclose(printed(text, "theta''")[0], [t], atol=1e-6)
-    np.testing.assert_allclose(printed(text, "dQ/dtheta''")[0], [t - 2], atol=1e-6)
+    np.testing.assert_allclose(printed(text, "dL_q/dtheta''")[0], [t - 2], atol=1e-6)
     for label in ("meta-gradient", "finite difference"):
         np.testing.assert_allclose(printed(text, label)[0], [v], atol=1e-6)
     assert printed(text, "relative error")[0] < 1e-8

@@ -1,7 +1,7 @@
 """What follows from `vjp` without a new rule: Jacobian-vector products, Hessian-vector products, Hessians.
 
 A Jacobian-vector product is the vjp of a vjp with respect to its cotangent, in which it is linear; a Hessian-vector
-product is the vjp of a gradient.
+product is the vjp of a gradient, as Hᵀ = H.
 """
 
 import numpy as np

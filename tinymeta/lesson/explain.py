@@ -61,22 +61,22 @@ def one_number(alpha=0.1):
     return f"""\
 HOW THE LOSS AT theta'' GETS BACK TO theta
 
-Support loss L = t^4/4, query loss Q = (t - 2)^2/2, step size alpha = {alpha}.
-Two inner steps, t <- t - alpha g with the gradient g of L at t, lead down:
+L_s = phi^4/4 on the support, L_q = (phi - 2)^2/2 on the query. Two inner steps
+from phi = theta, phi <- phi - alpha g with g = dL_s/dphi, alpha = {alpha}:
 
     theta   = {show(theta)}     g0 = {show(g0)}
     theta'  = {show(theta1)}     g1 = {show(g1)}
-    theta'' = {show(theta2)}     dQ/dtheta'' = {show(v2)} = v
+    theta'' = {show(theta2)}     dL_q/dtheta'' = {show(v2)} = v
 
-How far does theta'' move with theta? g changes with t at a rate h, the second
-derivative of L, so each step passes a change on times 1 - alpha h. The graph of
-g is still there; differentiated, g0 and g1 give h0 = {show(h0)}, h1 = {show(h1)}.
+How far does theta'' move with theta? g changes with phi at a rate h, the second
+derivative of L_s, so each step passes a change on times 1 - alpha h. The graph
+of g is still there; differentiated it gives h0 = {show(h0)}, h1 = {show(h1)}.
 Back up, by the chain rule, with one factor for each step, the last step first:
 
     v <- (1 - alpha h1) v = {show(1 - alpha * h1)} * {show(v2)} = {show(v1)}
     v <- (1 - alpha h0) v = {show(1 - alpha * h0)} * {show(v1)} = {show(v0)}
 
-tm.grad(Q(theta''), [theta]) does all of this in one walk through the graph:
+tm.grad(L_q(theta''), [theta]) does all of this in one walk through the graph:
 
     meta-gradient        {show(whole)}
     finite difference    {show(numeric)}   of all together; {error(whole, numeric)}
@@ -101,6 +101,7 @@ def a_vector(alpha=0.4, lam=2.0):
     (_, theta1, theta2), (g0, g1) = descend(L, theta, alpha, steps=2)
     (v2,) = tm.grad(Q(theta2), [theta2])
     (h1_v,) = tm.vjp(g1, [theta1], v2)
+    H1 = tm.hessian(L, [theta1])[0][0].data
     v1 = v2 - alpha * h1_v
     (h0_v,) = tm.vjp(g0, [theta], v1)
     v0 = v1 - alpha * h0_v
@@ -115,14 +116,18 @@ def a_vector(alpha=0.4, lam=2.0):
     return f"""\
 THE SAME FOR A VECTOR
 
-theta = (a, b), prediction a tanh(b x); L and Q are mean squared errors on three
-and two points; alpha = {alpha}. The factor of a step is now I - alpha H, with the
-Hessian H of L, a matrix that nobody forms: v <- v - alpha H v needs a product
-alone, and that is tm.vjp(g, [theta], v), one walk through the graph of g.
+theta = (a, b), prediction a tanh(b x); L_s and L_q are mean squared errors on
+three and two points; alpha = {alpha}. The factor of a step is now I - alpha H, with
+the Hessian H of L_s, a matrix that nobody forms: v <- v - alpha H v needs a
+product alone. tm.vjp(g, [theta], v), one walk through the graph of g, gives
+H^T v, and H^T = H.
 
     theta   = {show(theta)}     g0 = {show(g0)}
     theta'  = {show(theta1)}     g1 = {show(g1)}
     theta'' = {show(theta2)}     v  = {show(v2)}
+
+    H1 = {show(H1[0])}    at theta', formed here only to be looked at
+         {show(H1[1])}
 
     H1 v = {show(h1_v)}    v <- v - alpha H1 v = {show(v1)}
     H0 v = {show(h0_v)}    v <- v - alpha H0 v = {show(v0)}
@@ -136,9 +141,9 @@ What the algorithms of tm.meta make of this chain:
     truncated   {result(tm.meta.truncated, last=1)}  v, through the last step only
     fomaml      {result(tm.meta.fomaml)}  v as it was: each step counts as I
     reptile     {result(tm.meta.reptile)}  theta - theta'' = alpha (g0 + g1); no v
-    imaml       {result(tm.meta.imaml, lam=lam, steps=200, cg_steps=2)}  x from (I + H/lambda) x = v at phi*
+    imaml       {result(tm.meta.imaml, lam=lam, steps=200, cg_steps=2)}  (I + H/lambda)^-1 dL_q/dphi at phi*
 
-iMAML goes elsewhere: to phi*, where L(phi) + lambda/2 |phi - theta|^2 is least
+iMAML goes elsewhere: to phi*, where L_s + lambda/2 |phi - theta|^2 is least
 (lambda = {lam:g}). There g + lambda (phi* - theta) = 0 whatever theta is, which tells
 how phi* moves with theta. The path that led to phi* plays no part.
 """

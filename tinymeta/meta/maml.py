@@ -8,8 +8,8 @@ Hessian H of L_s. Back-propagation starts from v = ∇L_q(φ) and goes down the 
 
     v ← v − α H(θ_j) v,         and at last  ∇F(θ) = v
 
-No H is ever formed. The product H v is what comes out when the graph of ∇L_s(θ_j), which `create_graph=True` has kept,
-is walked backward with v as the cotangent: differentiating the gradient is all there is to it. The price is the
+No H is ever formed. Hᵀv is what comes out when the graph of ∇L_s(θ_j), which `create_graph=True` has kept, is walked
+backward with v as the cotangent, and H = Hᵀ: differentiating the gradient is all there is to it. The price is the
 memory of the K graphs. First-order MAML leaves the loop out, v = ∇L_q(φ), as if φ were θ plus a constant.
 
 Truncated back-propagation (Shaban et al. 2019) stops the loop early and goes down the last R steps only, j = K − 1 ...
