@@ -379,7 +379,8 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(format, folder, mon
     assert (folder / "c.npz").read_bytes() == saved
 
 
-def test_a_checkpoint_without_a_field_or_with_one_more_is_refused_and_kept(folder, capsys):
+def test_a_checkpoint_without_a_field_or_with_one_more_is_refused_and_kept(folder, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "require_keys", lambda state: None)  # which would not write the last two
     path = folder / "c.npz"
     assert run(*TINY, 1, "--checkpoint", path) == 0
     whole = path.read_bytes()
