@@ -567,6 +567,13 @@ def test_passes_run_in_their_order():
     np.testing.assert_array_equal(compiled(np.arange(3.0)).data, [0, 1, 4])
 
 
+def test_the_op_that_fails_on_later_values_is_named():
+    f = tm.compile(lambda x, i: tm.exp(tm.sin(x) * 2)[i] * 3)
+    f(np.ones(4), np.array([0, 1]))
+    with pytest.raises(IndexError, match="^compile: gather of .*: index 9 is out of bounds"):
+        f(np.ones(4), np.array([0, 9]))
+
+
 def test_zeros_of_two_signs_are_two_programs():
     f = tm.compile(lambda x, s: 1 / (x * s))
     with np.errstate(divide="ignore"):
