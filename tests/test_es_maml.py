@@ -394,6 +394,9 @@ def test_refusals(algorithm, options):
     for bad in wrong:
         with pytest.raises(ValueError, match=r"noise is \(outer, inner\), for parameters .*\(3, 2, K, \*shape\)"):
             call(noise=bad)
+    for bad in (None, {0: outer, 1: inner}, (*noise, inner), [outer]):
+        with pytest.raises(TypeError, match=r"noise is \(outer, inner\), as draw_es_noise makes it, got "):
+            call(noise=bad)
     for sigma in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="sigma must be positive"):
             call(sigma=sigma)

@@ -26,7 +26,8 @@ def stopped(loss, theta, support, query, algorithm=tm.meta.maml, **options):
         warnings.simplefilter("ignore")  # of iMAML, on such numbers
         result = algorithm(loss, theta, support, query, **options)
     try:
-        assert require_finite("iteration 7", result, algorithm, loss, theta, support, query, **options) is None
+        with np.errstate(all="raise"):  # of no concern to what is run again
+            assert require_finite("iteration 7", result, algorithm, loss, theta, support, query, **options) is None
     except FloatingPointError as error:
         assert str(error).startswith("iteration 7: ") and "\n" not in str(error)
         return str(error).removeprefix("iteration 7: ")
@@ -134,6 +135,26 @@ def test_an_inner_step_that_explodes_in_one_task(name):
     assert stopped(curved, double, data, data, **options) is None  # 64 bits hold it
 
 
+def test_the_size_of_parameters_of_which_some_are_empty():
+    data, theta = curvatures([1], [1e10]), [*single(0.5, 0.5), tm.Tensor(np.zeros(0, np.float32))]
+    assert re.search(
+        r"φ has elements of 5\.0e\+17, θ of 5\.0e-01; ", stopped(curved, theta, data, data, alpha=0.1, steps=4)
+    )
+
+
+def test_without_inner_steps():
+    support, query = curvatures([1, 1]), curvatures([1, 1e38])
+    said = stopped(curved, single(9), support, query, alpha=0.1, steps=0)
+    assert said.startswith("curved on the query of task 1 is inf before any inner step, though φ is finite")
+
+
+def test_the_query_after_every_step():
+    data, theta = curvatures([1e10]), tm.meta.init_lslr(single(1), 0.1, 2)
+    options = {"algorithm": tm.meta.maml_plus_plus, "steps": 2, "weights": np.array([0.5, 0.5], np.float32)}
+    said = stopped(curved, theta, data, curvatures([1e10]), **options)
+    assert said.startswith("curved on the query of task 0 is inf after inner step 1, though φ is finite")
+
+
 def test_a_step_that_overflows_though_its_gradient_is_finite():
     data = curvatures([1, 1, 1, 1e6], [1, 1, 1, 1])
     said = stopped(curved, single(1, 2), data, data, alpha=[0.1, tm.Tensor(np.float32(2e38))], steps=3)
@@ -214,6 +235,15 @@ def test_the_hessian_of_the_implicit_gradient():
     assert said.startswith("the second derivative H v of bent on the support of task 1 at the solution of the inner")
 
 
+def test_a_support_that_is_also_the_query():
+    data, options = np.array([[0.0], [0.5]], np.float32), {"algorithm": tm.meta.imaml, "lam": 1.0, "cg_steps": 2}
+    options |= {"alpha": 0.1, "steps": 0, "report": True}
+    said = stopped(bent, single(1, 0.5), data, data, **options)
+    assert said.startswith("the second derivative H v of bent on the support of task 1 at the solution of the inner")
+    said = stopped(bent, single(1, 0.25), data, data, **options)
+    assert said.startswith("bent on the query of task 1 is nan before any inner step")
+
+
 def test_the_product_over_the_steps():
     """Every factor is finite, 10¹⁴ a step and task, and their product not."""
     flat = lambda phi, data: tm.sum(data * tm.cos(phi[0] * 1e7), axis=1)
@@ -274,6 +304,15 @@ def test_options_and_minibatches_are_looked_at_too():
     for options in (dict(algorithm=partial(tm.meta.maml, batch=batch)), dict(batch=batch)):  # a partial's options too
         said = stopped(mlp_loss, THETA, support, query, alpha=0.1, steps=3, **options)
         assert said.startswith("the data of the support at inner step 1[1] is ") and "mend `batch`" in said
+
+
+def test_an_algorithm_that_is_itself_an_argument():
+    def any_of(algorithm, loss, theta, support, query, **options):
+        return algorithm(loss, theta, support, query, **options)
+
+    data = curvatures([1, 1], [1, 1e38])
+    said = stopped(curved, single(9, 9), data, data, partial(any_of, tm.meta.maml, alpha=0.1), steps=1)
+    assert said.startswith("curved on the support of task 1 is inf at inner step 0")
 
 
 def test_trial_steps_of_a_line_search_are_not_blamed():

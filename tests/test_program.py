@@ -1,9 +1,12 @@
 """compile: random programs and every algorithm, compiled and eager, bit for bit; and what it refuses."""
 
 import copy
+import os
 import pickle
+import signal
 import sys
 import threading
+import types
 import warnings
 from functools import partial
 
@@ -308,6 +311,43 @@ def test_shards_run_one_after_the_other_without_threadpoolctl(monkeypatch):
     assert_same(make()(x), alone)
 
 
+def test_blas_is_limited_once_for_all_who_are_inside(monkeypatch):
+    class Controller:
+        def limit(self, **options):
+            log.append(options)
+            return types.SimpleNamespace(restore_original_limits=lambda: log.append("restore"))
+
+    log, once = [], [{"limits": 1, "user_api": "blas"}, "restore"]
+    monkeypatch.setitem(sys.modules, "threadpoolctl", types.SimpleNamespace(ThreadpoolController=Controller))
+    tm.compiled.one_blas_thread.cache_clear()
+    try:
+        limit = tm.compiled.one_blas_thread()
+        for _ in range(2):
+            log.clear()
+            first, second = limit(), limit()
+            first.__enter__(), second.__enter__(), first.__exit__(None, None, None)
+            assert log == once[:1]
+            second.__exit__(None, None, None)
+            assert log == once
+    finally:
+        tm.compiled.one_blas_thread.cache_clear()
+
+
+def test_arguments_that_have_no_tasks_may_be_fixed_and_those_that_have_may_be_left_out():
+    calls = []
+
+    def f(scale, x, noise=None):
+        calls.append(1)
+        return tm.mean(scale * x), x * (2 if noise is None else noise)
+
+    compiled, x = tm.compile(f, tasks=["x", "noise"], stacked=[1], shards=2), np.arange(8.0).reshape(4, 2)
+    for _ in range(2):
+        assert_same(compiled(3.0, x), f(3.0, tm.Tensor(x)))
+        calls.clear()
+        assert_same(compiled(3.0, x + 1), (tm.Tensor(3 * x.mean() + 3), tm.Tensor(2 * x + 2)))
+        assert not calls  # f runs as Python at the first call only
+
+
 def test_shards_are_asked_for_in_terms_of_the_function():
     f = lambda x, y: (tm.sum(x), y)
     x = np.ones((4, 2))
@@ -415,16 +455,27 @@ def test_what_depends_on_values_outside_of_the_graph_is_refused(f, said):
     assert str(error.value).startswith("compile: ") and any(part in str(error.value) for part in said.split("|"))
 
 
-def test_a_function_that_asks_for_positive_values_is_traced_on_such():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_function_that_asks_for_values_of_one_sign_is_traced_on_such(sign):
     def f(x):
-        if (x.data <= 0).any():
-            raise ValueError("positive, please")
-        return tm.log(x)
+        if (sign * x.data <= 0).any():
+            raise ValueError("positive or negative, please")
+        return tm.log(sign * x)
 
-    x = np.array([1.0, 2.0])
-    assert tm.compile(f)(x).data.tolist() == np.log(x).tolist()
+    x = sign * np.array([1.0, 2.0])
+    assert tm.compile(f)(x).data.tolist() == np.log(sign * x).tolist()
     with pytest.raises(ValueError, match="^compile: .* read by multiply"):
         tm.compile(lambda x: f(x) * x.data.max())(x)
+
+
+def test_an_error_of_the_function_on_other_values_is_raised():
+    def f(x):
+        if x.data[0] != 1:
+            raise KeyError("on another value")
+        return x * 2
+
+    with pytest.raises(KeyError, match="on another value"):
+        tm.compile(f)(np.ones(1))
 
 
 def test_results_that_are_no_tensors_are_refused():
@@ -458,7 +509,7 @@ def test_the_second_look_warns_of_nothing():
         warnings.warn("once", UserWarning, stacklevel=1)
         return tm.exp(x)
 
-    with pytest.warns(UserWarning, match="once") as seen:
+    with pytest.warns(UserWarning, match="once") as seen, np.errstate(over="raise"):
         tm.compile(f)(np.full(50, 700.0))  # larger ones overflow
     assert len(seen) == 1
 
@@ -516,6 +567,13 @@ def test_passes_run_in_their_order():
     np.testing.assert_array_equal(compiled(np.arange(3.0)).data, [0, 1, 4])
 
 
+def test_the_op_that_fails_on_later_values_is_named():
+    f = tm.compile(lambda x, i: tm.exp(tm.sin(x) * 2)[i] * 3)
+    f(np.ones(4), np.array([0, 1]))
+    with pytest.raises(IndexError, match="^compile: gather of .*: index 9 is out of bounds"):
+        f(np.ones(4), np.array([0, 9]))
+
+
 def test_zeros_of_two_signs_are_two_programs():
     f = tm.compile(lambda x, s: 1 / (x * s))
     with np.errstate(divide="ignore"):
@@ -553,9 +611,10 @@ def test_after_an_error_in_one_shard_the_next_call_waits_for_the_others(monkeypa
     pytest.importorskip("threadpoolctl")
     f = tm.compile(lambda x: (tm.mean(x), x * 2.0), tasks=["x"], stacked=[1], shards=2)
     f(np.ones((2, 3)))
-    running, call = [], p.Plan.__call__
+    running, plans, call = [], [], p.Plan.__call__
 
     def slow(plan, values):
+        plans.append(plan)
         if values[0][0, 0] == 7:
             raise KeyError("one shard")
         running.append(1)
@@ -567,3 +626,57 @@ def test_after_an_error_in_one_shard_the_next_call_waits_for_the_others(monkeypa
     with pytest.raises(KeyError):
         f(np.array([[7.0] * 3, [1.0] * 3]))
     assert not running
+    failed, plans[:] = plans[:], []
+    assert_same(f(np.ones((2, 3))), (tm.Tensor(1.0), tm.Tensor(np.full((2, 3), 2.0))))
+    assert len(plans) == 2 and not set(plans) & set(failed)  # nor if the wait had been cut short
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_waits_for_no_thread_of_its_parent(monkeypatch):
+    """Two threads hold all locks there are: one traces a function; one is in a call of f, about to limit BLAS."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    parent, held, inside, go_on = os.getpid(), threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def hold():
+        if held.is_set() and os.getpid() == parent:
+            inside.release()
+            go_on.wait(60)
+
+    class Slow(threadpoolctl.ThreadpoolController):
+        def limit(self, **options):
+            hold()
+            return super().limit(**options)
+
+    def traced(x):
+        hold()
+        return x * 2.0
+
+    monkeypatch.setattr(threadpoolctl, "ThreadpoolController", Slow)
+    tm.compiled.one_blas_thread.cache_clear()
+    f, x = tm.compile(lambda x: (tm.mean(x), x * 2.0), tasks=["x"], stacked=[1], shards=2), np.ones((4, 3))
+    expected = f(x)  # and there are threads for its shards
+    held.set()
+    threads = [threading.Thread(target=call, args=(x,)) for call in (f, tm.compile(traced))]
+    try:
+        for thread in threads:
+            thread.start()
+            assert inside.acquire(timeout=60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+            child = os.fork()
+        if not child:
+            try:
+                signal.alarm(10)
+                assert_same(f(x), expected)
+                assert_same(tm.compile(traced)(x), expected[1])
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        tm.compiled.one_blas_thread.cache_clear()
+    held.clear()
+    assert_same(f(x), expected)

@@ -136,7 +136,7 @@ def compare(analytic, terms, arrays, tol, magnitude):
 
     magnitude: of the largest value on the way, whose rounding the differences suffer at most.
     """
-    wrong, largest_error, eps = [], 0.0, np.finfo(float).eps
+    wrong, largest_error, eps, tiny = [], 0.0, np.finfo(float).eps, np.finfo(float).tiny
 
     def at(i, index, step):
         x = arrays[i].copy()
@@ -171,20 +171,18 @@ def compare(analytic, terms, arrays, tol, magnitude):
         for index in np.ndindex(x.shape):
             numeric[index] = central(i, index, STEP * max(1, abs(x[index])))
         sizes = [np.abs(a[np.isfinite(a)]) for a in (analytic[i], numeric)]
-        scale = max(np.max(a, initial=0) for a in sizes)
+        scale = max(np.max(a, initial=tiny) for a in sizes)
         for index in np.ndindex(x.shape):
-            a = analytic[i][index]
-            if abs(a - numeric[index]) <= tol * scale:
-                largest_error = max(largest_error, abs(a - numeric[index]) / (scale or 1))
-                continue
-            spread, rounding, step, d = best(i, index)  # perhaps the step was too coarse
-            noise = min(SPREADS * spread + UNSEEN * rounding, ROUNDINGS * rounding)
-            allowed = tol * scale + CANCELLED * eps * magnitude + noise
-            largest_error = max(largest_error, abs(a - d) / (scale or 1))
-            if not abs(a - d) <= allowed:
-                kink = sides_differ(i, index, step) > GAP * allowed or spread > BEND * abs(d) + allowed
-                error = abs(a - d) / (allowed or 1)
-                wrong.append(Wrong(error if np.isfinite(error) else np.inf, i, index, float(step), a, d, bool(kink)))
+            a, d, allowed = analytic[i][index], numeric[index], tol * scale
+            if not abs(a - d) <= allowed:  # perhaps the step was too coarse
+                spread, rounding, step, d = best(i, index)
+                noise = min(SPREADS * spread + UNSEEN * rounding, ROUNDINGS * rounding)
+                allowed += CANCELLED * eps * magnitude + noise
+                if not abs(a - d) <= allowed:
+                    kink = sides_differ(i, index, step) > GAP * allowed or spread > BEND * abs(d) + allowed
+                    error = np.nan_to_num(abs(a - d) / allowed, nan=np.inf)
+                    wrong.append(Wrong(float(error), i, index, float(step), a, d, bool(kink)))
+            largest_error = max(largest_error, abs(a - d) / scale)
     return sorted(wrong, key=lambda w: (w.kink, -w.error)), float(largest_error)
 
 
@@ -209,7 +207,7 @@ def find_culprit(f, xs, y_bars, tol):
     leaves = [stop_gradient(x) for x in xs]
     nodes, inputs_of_f = graph(*outputs(f, leaves)), {x.serial for x in leaves}
     for z in nodes:
-        if not z.inputs or z.dtype not in FLOATS or z.kernel is stopped:
+        if z.dtype not in FLOATS or z.kernel is stopped:
             continue
         z_bar = Tensor(np.random.default_rng(0).standard_normal(z.shape))
         floats = [j for j, x in enumerate(z.inputs) if x.dtype in FLOATS and (x.inputs or x.serial in inputs_of_f)]

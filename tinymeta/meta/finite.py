@@ -89,7 +89,7 @@ def place(result, algorithm, loss, theta, support, query, options):
     taken = inspect.signature(algorithm).parameters
     if "batch" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         raise TypeError(f"{name_of(algorithm)} must take `batch` and hand it to `adapt`: it tells the inner step")
-    watch = Watch(loss, theta, support, query, options.get("batch"))
+    watch = Watch(loss, theta, support, options.get("batch"))
     try:
         query_loss, meta_grad = algorithm(watch, theta, support, query, **{**options, "batch": watch.batch})[:2]
     except Broken as found:
@@ -126,8 +126,8 @@ class Watch:
     strategies turn recording off, and have no gradients to look at.
     """
 
-    def __init__(self, loss, theta, support, query, batch):
-        self.loss, self.support, self.query, self.batches = loss, support, query, batch
+    def __init__(self, loss, theta, support, batch):
+        self.loss, self.support, self.batches = loss, support, batch
         self.tasks, self.size = count_tasks(support), largest(theta)
         self.announced, self.step = None, -1  # the step that the next call belongs to; the last one looked at
         self.begins = {}  # the step that begins at a φ, by the serial of its last parameter
@@ -155,7 +155,7 @@ class Watch:
             cause = "the update overflows, or divides by 0"
             raise Broken(f"φ of task {task} is {value} in {shape(phi[i], i)} {after}{finite}: {cause}; {SHORTER}")
         on, at = ("query", after) if k is None else ("support", f"at inner step {k}")
-        if k is None and data is self.support and (data is not self.query or self.v):
+        if data is self.support and self.v:
             on, at = "support", "at the solution of the inner problem"
         if k is not None:
             self.step, self.begins[serial] = k, k
