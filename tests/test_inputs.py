@@ -739,7 +739,7 @@ LEFT_OUT = {
     "solvers.Solution": "a record",
     "meta.require_finite": "asks for what an algorithm has been called with just before: test_finite.py",
     "tasks.episodes.Characters": "a record",
-    **dict.fromkeys(("nn.init_blocks", "nn.blocks_of"), INTERNAL),
+    **dict.fromkeys(("nn.init_blocks", "nn.blocks_of", "nn.row"), INTERNAL),
     **{
         f"solvers.{name}": INTERNAL
         for name in "step parameters alongside with_momentum like step_sizes update of_tasks checked"
@@ -901,6 +901,16 @@ SPECIAL = [
     (lambda: learn(rule=lambda *a, lr: (a[0][:1], None)), ValueError, "what the rule returned has shapes"),
     (lambda: learn(rule=lambda params, grads, state, lr: ([p.astype("f") for p in params], None)), TypeError,
      "what the rule returned has a Tensor of float32, shape .* as parameter 0, expected float64"),
+    (lambda: learn(rule=lambda params, grads, state, lr: ([T(p.data - lr * g.data) for p, g in zip(params, grads)], None)),
+     ValueError, "the rule returned a leaf, from which no gradient gets back"),
+    (lambda: learn(rule=tm.compile(lambda params, grads, state, lr: tm.solvers.sgd(params, grads, lr=lr))), ValueError,
+     "the rule returned a leaf"),
+    (lambda: tm.solvers.adam([T(X)], [T(X)], lr=0.1, beta1=1.0), ValueError, "beta1 and beta2 must be below 1, got 1.0"),
+    (lambda: tm.solvers.adam([T(X)], [T(X)], lr=0.1, beta2=2.0), ValueError, "beta1 and beta2 must be below 1"),
+    (lambda: tm.nn.batch_norm(X, eps=-1.0), ValueError, "eps must be 0 or more"),
+    (lambda: tm.meta.per_step([T(X)], [T(X)], lr=[T(0.1)]), ValueError, "lr has shapes [()], expected (steps,)"),
+    (lambda: tm.meta.dropout([np.ones(3)])([T(np.ones(3))], [T(np.ones(3))], lr=0.1), ValueError, "needs noise (tasks,"),
+    (lambda: tm.solvers.cg(lambda v: [v[0].astype("f")], [T(X)], steps=1), TypeError, "what matvec returned has a Tensor"),
     (lambda: learn(tm.meta.reptile, rule="sgd"), TypeError, "rule must be a function, got a str, 'sgd'"),
     (lambda: learn(tm.meta.imaml, lam=1.0, cg_steps=1, solve=lambda g, phi, lr, steps: None), TypeError,
      "what solve returned is a list of Tensors, got None"),

@@ -1,5 +1,7 @@
 """Networks and losses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -109,7 +111,7 @@ def test_every_layer_and_solver_is_known_to_the_tests():
     def own(module):
         return {name for name, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
 
-    assert own(tm.nn) - {"init_blocks", "blocks_of"} == {
+    assert own(tm.nn) - {"init_blocks", "blocks_of", "row"} == {
         "init_mlp",
         "mlp",
         "batch_norm",
@@ -159,3 +161,21 @@ def test_bad_input():
     assert [p.shape for p in tm.nn.init_dense(RNG, 1, features=[1], inputs=1)] == [(1, 1)] * 5
     with pytest.raises(ValueError, match="features of input and output"):
         tm.nn.init_mlp(np.random.default_rng(0), (3,))
+
+
+def test_biases_that_are_no_rows_are_refused():
+    """Stacked over as many tasks as there are examples, a bias (features,) would fit, and go to the wrong places."""
+    rng = np.random.default_rng(0)
+    x, w, row, other = (rng.standard_normal(shape) for shape in [(3, 3, 2), (3, 2, 4), (3, 1, 4), (3, 4)])
+    head, head_row, flat = rng.standard_normal((3, 4, 5)), np.zeros((3, 1, 5)), np.zeros((3, 5))
+    refused = partial(pytest.raises, ValueError, match=r"are rows \(..., 1, features\), got shape \(3, [45]\)")
+    tm.nn.mlp([w, row, head, head_row], x)
+    for params in ([w, other, head, head_row], [w, row, head, flat]):
+        with refused():
+            tm.nn.mlp(params, x)
+    tm.nn.dense([w, row, row, head, head_row], x)
+    for params in ([w, other, row, head, head_row], [w, row, other, head, head_row], [w, row, row, head, flat]):
+        with refused():
+            tm.nn.dense(params, x)
+    one = tm.nn.mlp([w[0], other[0], head[0], flat[0]], x[0])  # of a single task
+    np.testing.assert_array_equal(one.data, tm.nn.mlp([w[0], other[:1], head[0], flat[:1]], x[0]).data)

@@ -125,8 +125,11 @@ def test_shapes_must_agree(rule):
         rule([square], [row], None, lr=0.1)
     if rule is not tm.solvers.sgd:
         _, state = rule([square], [square], None, lr=0.1)
-        with pytest.raises(ValueError, match=r"would become \(4, 4\)"):
+        with pytest.raises(ValueError, match=r"state('s m)? has shapes \[\(4, 4\)\], expected \[\(1, 4\)\]"):
             rule([row], [row], state, lr=0.1)
+        _, state = rule([row], [row], None, lr=0.1)
+        with pytest.raises(ValueError, match=r"state('s m)? has shapes \[\(1, 4\)\], expected \[\(4, 4\)\]"):
+            rule([square], [square], state, lr=0.1)
         with pytest.raises(ValueError, match="2 parameters but 1 state('s m)?: there must be one"):
             rule([row, row], [row, row], state, lr=0.1)
     with pytest.raises(ValueError, match="1 parameters but 0 grads"):
@@ -429,17 +432,35 @@ def test_hessian_free_keeps_no_trial():
     assert len(seen) == 2 * (1 + 7)
 
 
-def test_a_task_without_a_finite_gradient_does_not_look_solved():
-    """√φ has no derivative at φ = 0, though it has a value: where the step fails, φ must not stay as it was."""
+@pytest.mark.parametrize(
+    "f, at",
+    [
+        (lambda x: tm.sqrt(x), 0.0),  # has a value, but no derivative
+        (lambda x: tm.where(x > 5, np.nan, x**2), 6.0),  # has a derivative, but no value
+        (lambda x: tm.power(6 - x, 1.5), 6.0),  # has a derivative, but no second one
+        (lambda x: tm.where(x > 5, 1e200 * x, x**2), 6.0),  # has a derivative whose square overflows
+    ],
+)
+def test_a_task_whose_numbers_are_not_finite_does_not_look_solved(f, at):
+    """Where the step fails, φ must not stay as it was."""
 
     def loss(phi, step):
-        return tm.sum(tm.sqrt(phi[0]), axis=1) + 0.5 * tm.sum(phi[1] ** 2, axis=1)
+        return tm.sum(f(phi[0]), axis=1) + 0.5 * tm.sum(phi[1] ** 2, axis=1)
 
-    start = [tm.Tensor(np.array([[1.0], [0.0]])), tm.Tensor(np.ones((2, 1)))]
+    start = [tm.Tensor(np.array([[1.0], [at]])), tm.Tensor(np.ones((2, 1)))]
     with np.errstate(all="ignore"):
         phi = tm.solvers.hessian_free(loss, start, steps=1, cg_steps=2)
     for x in phi:
         assert np.isfinite(x.data[0]).all() and np.isnan(x.data[1]).all()
+
+
+def test_hessian_frees_trials_are_checked():
+    losses = lambda phi, step: tm.sum(phi[0] ** 2, axis=1)
+    with pytest.raises(ValueError, match=r"expected a Tensor of floats"):
+        trials = iter([losses, lambda phi, step: tm.sum(phi[0] ** 2)])
+        tm.solvers.hessian_free(
+            lambda phi, step: next(trials)(phi, step), [tm.Tensor(np.ones((2, 1)))], steps=1, cg_steps=1
+        )
 
 
 def test_hessian_free_sees_the_step_and_keeps_the_type():

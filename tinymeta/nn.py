@@ -7,7 +7,7 @@ broadcast without complaint, and wrongly, when there are as many tasks as exampl
 
 import numpy as np
 
-from .arguments import FLOATS, describe, finite, function, generator, items, shape_of, type_of, whole
+from .arguments import FLOATS, NUMBERS, describe, finite, function, generator, items, shape_of, type_of, whole
 from .conv import conv2d, global_average, max_pool
 from .ops import astype, equal, log_softmax, matmul, mean, power, relu, reshape, sum, where
 from .tensor import Tensor
@@ -42,8 +42,16 @@ def mlp(params, x, activation=relu):
     *hidden, (w, b) = zip(params[::2], params[1::2])
     h = x
     for w_i, b_i in hidden:
-        h = activation(matmul(h, w_i) + b_i)
-    return matmul(h, w) + b
+        h = activation(matmul(h, w_i) + row(b_i))
+    return matmul(h, w) + row(b)
+
+
+def row(b):
+    """A bias or gain (..., 1, features); without tasks also (features,)."""
+    b = b if isinstance(b, NUMBERS) else Tensor(b)
+    if not isinstance(b, NUMBERS) and b.ndim > 1 and b.shape[-2] != 1:
+        raise ValueError(f"biases and gains are rows (..., 1, features), got shape {b.shape}: it would spread over n")
+    return b
 
 
 # ---- networks with batch norm ---------------------------------------------------------------------------------------
@@ -55,13 +63,13 @@ def batch_norm(x, gain=None, bias=None, eps=1e-3):
     They are always those of the batch at hand, in training and at test: there are no running averages (Ioffe and
     Szegedy 2015 have them). What is predicted for one row therefore depends on the others.
     """
-    finite(eps=eps)
+    finite(0, eps=eps)
     centred = x + -mean(x, axis=-2, keepdims=True)  # a difference would negate all rows in the derivative, not one
     scale = power(mean(centred * centred, axis=-2, keepdims=True) + eps, -0.5)
     if gain is not None:
-        scale = scale * gain  # a row times a row, not times n rows
+        scale = scale * row(gain)  # a row times a row, not times n rows
     y = centred * scale
-    return y if bias is None else y + bias
+    return y if bias is None else y + row(bias)
 
 
 def init_convnet(rng, ways, filters=64, blocks=4, channels=1, head_features=None, scale=1 / 3, dtype=np.float32):
@@ -92,7 +100,7 @@ def convnet(params, x, pool=False, flatten=False):
         x = reshape(relu(batch_norm(rows, gain, bias)), y.shape)
         x = max_pool(x) if pool else x
     x = reshape(x, (*x.shape[:-3], -1)) if flatten else global_average(x)
-    return matmul(x, w) + b
+    return matmul(x, w) + row(b)
 
 
 def init_dense(rng, ways, features=(256, 128, 64, 64), inputs=784, scale=1 / 3, dtype=np.float32):
@@ -108,7 +116,7 @@ def dense(params, x):
     *layers, w, b = blocks_of("dense", params)
     for w_i, gain, bias in zip(layers[::3], layers[1::3], layers[2::3]):
         x = relu(batch_norm(matmul(x, w_i), gain, bias))
-    return matmul(x, w) + b
+    return matmul(x, w) + row(b)
 
 
 def init_blocks(rng, shapes, scale, dtype):

@@ -125,7 +125,7 @@ def with_momentum(params, grads, state, mu):
         params, grads = alongside(params, grads=grads)
         return params, grads, grads
     params, grads, state = alongside(params, grads=grads, state=state)
-    return params, grads, [mu * v + g for v, g in zip(state, grads)]
+    return params, grads, [mu * v + g for v, g in zip(like("state", state, params), grads)]
 
 
 def momentum(params, grads, state=None, *, lr, mu=0.9):
@@ -152,11 +152,14 @@ def adam(params, grads, state=None, *, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     −η / ε: finite, but large.
     """
     finite(0, beta1=beta1, beta2=beta2, eps=eps)
+    if not (beta1 < 1 and beta2 < 1):
+        raise ValueError(f"beta1 and beta2 must be below 1, got {beta1} and {beta2}")
     params, grads = alongside(params, grads=grads)
     if state is None:
         t, m, v = Tensor(np.zeros((), params[0].dtype)), [0.0] * len(grads), [0.0] * len(grads)
     elif isinstance(state, (list, tuple)) and len(state) == 3:
         t, (_, m, v) = Tensor(state[0]), alongside(params, **{"state's m": state[1], "state's v": state[2]})
+        m, v = like("state's m", m, params), like("state's v", v, params)
     else:
         raise TypeError(f"state is what adam has returned, (t, m, v), or None at the first step; got {describe(state)}")
     t = t + 1
@@ -237,7 +240,7 @@ def checked(name, matvec, b, steps):
         if not isinstance(result, list) or [a.shape for a in result] != shapes:
             found = [a.shape for a in result] if isinstance(result, list) else describe(result)
             raise ValueError(f"{name}: b has shapes {shapes}, matvec(v) of such a v has {found}")
-        return result
+        return like("what matvec returned", result, b)
 
     return product, b
 
@@ -374,6 +377,11 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     for k in range(steps):
         g = grad(sum(of_tasks(loss(phi, k), phi)), phi, create_graph=create_graph and k >= cut)
         phi, state = update(rule, phi, g, state, lr)
+        if k >= cut and not all(p.inputs for p in phi):
+            raise ValueError(
+                "the rule returned a leaf, from which no gradient gets back to the start: write the rule in tm ops"
+                " alone, without .data, stop_gradient or a compiled function"
+            )
         phi, state = stop_gradient((phi, state)) if k < cut else (own(phi), state)
         yield phi
 
@@ -389,7 +397,7 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
 
     and 0 if none does, so no step ever raises a task's loss, but for its rounding: 4 ε |loss| more is let pass, or the
     line search would end in the noise at √ε from the minimum. Every step makes halvings + 1 trials of all tasks.
-    A task whose gradient or d isn't finite has no step, and its φ becomes NaN.
+    A task whose loss, gradient, d or ⟨∇loss, d⟩ isn't finite has no step, and its φ becomes NaN.
     loss: as in `gradient_descent`. Martens's products are with the Gauss-Newton matrix and damped; here H is the
     Hessian, and the pull of iMAML's objective its damping. φ is a leaf.
     """
@@ -407,12 +415,13 @@ def hessian_free(loss, phi, *, lr=1.0, steps, cg_steps, halvings=10):
         d = [where(per_task(at_once, x_i), d_i, x_i) for d_i, x_i in zip(downhill, newton.x)]
         rounding = 4 * np.finfo(before.dtype).eps * abs(before)
         bound, slope, t = stop_gradient(before + rounding), -dot(downhill, d), lr
-        lost = logical_not(less(abs(slope), np.inf))  # no trial of such a task is enough, and it must not look solved
+        sound = less(abs(before), np.inf) & less(abs(slope), np.inf) & less(newton.residual, np.inf)
+        lost = logical_not(sound)  # no trial of such a task is enough, or none is right: it must not look solved
         phi = stop_gradient([where(per_task(lost, p), np.nan, p) for p in phi])
         found = Tensor(np.zeros(bound.shape, bool))
         for _ in range(halvings + 1):
             trial = stop_gradient([p + t * d_i for p, d_i in zip(phi, d)])
-            enough = less_equal(loss(trial, k), bound + 1e-4 * t * slope)
+            enough = less_equal(of_tasks(loss(trial, k), trial), bound + 1e-4 * t * slope)
             first = enough & logical_not(found)  # a task that has moved ignores its later trials
             phi = [where(per_task(first, p), trial_i, p) for trial_i, p in zip(trial, phi)]
             found, t = found | enough, t / 2

@@ -46,7 +46,7 @@ def dropout(noise, rule=sgd):
     def noisy(params, grads, state=None, *, lr):
         step, inner = state or (0, None)
         expected, found = [g.shape for g in grads], [(*n.shape[:1], *n.shape[2:]) for n in noise]
-        if found != expected or any(n.shape[1] <= step for n in noise):
+        if found != expected or any(n.ndim < 2 or n.shape[1] <= step for n in noise):
             raise ValueError(
                 f"step {step} of stacked parameters {expected} needs noise (tasks, steps, ...) of the same shapes with"
                 f" an axis of more than {step} steps after the tasks, got {[n.shape for n in noise]}"

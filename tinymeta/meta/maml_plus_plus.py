@@ -50,6 +50,8 @@ def per_step(params, grads, step=None, *, lr):
     step = 0 if step is None else step
     whole(step=step)
     _, lr = alongside(params, lr=lr)
+    if any(a.ndim != 1 for a in lr):
+        raise ValueError(f"lr has shapes {[a.shape for a in lr]}, expected (steps,): a step size for each step")
     if step >= min(len(a) for a in lr):
         raise ValueError(f"there are step sizes for {len(lr[0])} steps, and none for step {step}")
     return sgd(params, grads, lr=[a[step] for a in lr])[0], int(step) + 1
