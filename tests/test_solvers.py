@@ -132,6 +132,8 @@ def test_shapes_must_agree(rule):
             rule([square], [square], state, lr=0.1)
         with pytest.raises(ValueError, match="2 parameters but 1 state('s m)?: there must be one"):
             rule([row, row], [row, row], state, lr=0.1)
+    with pytest.raises(TypeError, match=r"grads\[0\] is .*int64.*: parameters are Tensors of floats"):
+        rule([tm.Tensor(np.ones(2))], [np.ones(2, np.int64)], None, lr=0.1)
     with pytest.raises(ValueError, match="1 parameters but 0 grads"):
         rule([tm.Tensor(np.ones(1))], [], None, lr=0.1)
 
@@ -754,6 +756,11 @@ def test_negative_steps_are_refused(solver):
     solver = getattr(tm.solvers, solver)
     with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
         solver(lambda *_: None, [tm.Tensor(np.ones(1))], steps=-1, **options)
+
+
+def test_a_negative_number_of_cg_steps_is_refused_even_if_there_is_no_step():
+    with pytest.raises(ValueError, match="cg_steps must be 0 or more, got -1"):
+        tm.solvers.hessian_free(lambda phi, k: phi[0] ** 2, [tm.Tensor([3.0])], steps=0, cg_steps=-1)
 
 
 def test_the_result_is_a_leaf_of_the_type_of_b():
