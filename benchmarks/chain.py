@@ -102,7 +102,7 @@ def draw(plt, path):
 
 def main(argv=None):
     parser = report.parser(__doc__, "example: python -m benchmarks.chain --out benchmarks/results   (a second or two)")
-    args = report.parse(parser, argv)
+    args = report.parse(parser, argv, "chain.png")
     meta_grads, *_ = numbers()
     print(*(f"{name:>10} {value:8.4f}" for name, value in meta_grads.items()), sep="\n")
     if args.json:

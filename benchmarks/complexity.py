@@ -345,7 +345,7 @@ def main(argv=None):
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
-    args = report.parse(parser, argv)
+    args = report.parse(parser, argv, "complexity.png")
     if args.rounds < 1:
         parser.error(f"--rounds must be 1 or more, got {args.rounds}")
     start = time.perf_counter()

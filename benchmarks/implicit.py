@@ -210,7 +210,7 @@ def main(argv=None):
     parser = report.parser(
         __doc__, "Writes implicit.png. Example: python -m benchmarks.implicit   (5 to 20 seconds on 2 cores)"
     )
-    args = report.parse(parser, argv)
+    args = report.parse(parser, argv, "implicit.png")
     start = time.perf_counter()
     tasks = problem(args.seed)
     errors, orders = errors_by_steps(*tasks), errors_by_delta(*tasks)

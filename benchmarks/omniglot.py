@@ -425,10 +425,14 @@ def prepare(args):
             must_agree(path, stored, vars(s))
         elif args.resume:
             print(f"no checkpoint at {path} yet: starting from the beginning", file=sys.stderr)
-    report.require_writable(path, args.json, args.out / "picture.png")
-    if args.json and args.json.resolve() in [p.resolve() for p in (path, args.evaluate) if p]:
-        raise ValueError(f"--json {args.json} would overwrite the checkpoint: name another file")
+    report.require_writable(path, args.json, *pictures(args, s), read=args.evaluate)
     return s, run, parts, path
+
+
+def pictures(args, s):
+    """Where the learning curve, the accuracy over steps and the task are drawn."""
+    tested = f"{s.name}_not_transductive" if args.not_transductive else s.name
+    return [args.out / name for name in (f"{s.name}_curve.png", f"{tested}_steps.png", f"{tested}_task.png")]
 
 
 def restore(path):
@@ -480,9 +484,7 @@ def main(argv=None):
             seconds = {**clock.summary(), "total": round(time.perf_counter() - start)}
             report.write_json(args.json, figures, vars(s), seconds)
         if plt := report.pyplot():
-            tested = s.name if transductive else f"{s.name}_not_transductive"
-            names = f"{s.name}_curve.png", f"{tested}_steps.png", f"{tested}_task.png"
-            curve, steps, task = (args.out / name for name in names)
+            curve, steps, task = pictures(args, s)
             draw_curve(plt, s, figures, curve)
             draw_steps(plt, s, figures, steps)
             draw_task(plt, s, *predicted_task(s, run.best, parts["test"], transductive), task)

@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from tinymeta.tasks.files import regular, write_whole
+from tinymeta.tasks.files import places, write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
@@ -35,26 +35,35 @@ def parser(description, epilog):
     return p
 
 
-def parse(p, argv=None):
+def parse(p, argv, *pictures):
     """The arguments, once it is clear that the record and the pictures will have a place: a run may take hours."""
     args = p.parse_args(argv)
     if args.seed is not None and args.seed < 0:
         p.error(f"--seed must be 0 or more, got {args.seed}")
     try:
-        require_writable(args.json, args.out / "picture.png")
-    except OSError as error:
+        require_writable(args.json, *(args.out / name for name in pictures))
+    except (OSError, ValueError) as error:
         p.error(error)
     return args
 
 
-def require_writable(*files):
-    """Raise OSError if one of these files (None: not wanted) can't be written; their folders are made."""
+def require_writable(*files, read=None):
+    """Raise OSError if one of these files (None: not wanted) can't be written, which is tried; folders are made.
+
+    Raises ValueError if two of them are the same, or one is the file that is only read.
+    """
+    taken = [read and os.path.realpath(read)]
     for file in filter(None, files):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            regular(file)
-        if not os.access(file.parent, os.W_OK):
-            raise PermissionError(f"{file.parent} can't be written to; --json, --out, --checkpoint name other places")
+        target, part = places(file)
+        if str(target) in taken:
+            raise ValueError(f"{file} would overwrite the checkpoint, the record or a picture: name another file")
+        taken.append(str(target))
+        try:
+            part.touch(exist_ok=False)
+            part.unlink()
+        except OSError as error:
+            other = "--json, --out, --checkpoint name other places"
+            raise OSError(f"{file} can't be written to ({error.strerror}); {other}") from error
 
 
 def command(main):

@@ -35,6 +35,8 @@ TEST_TASKS, TEST_SHOTS = 600, (5, 10, 20)
 GRID = np.linspace(sinusoid.LOW, sinusoid.HIGH, 100, dtype=np.float32)[:, None]
 TEST_SEED, VALIDATION_SEED = 1, 2
 
+PICTURES = "sinusoid_steps.png", "sinusoid_fits.png"
+
 CG_TROUBLE = "negative_curvature", "unconverged"
 
 COLUMNS = (0, 1, 5, 10)  # the numbers of steps that the table shows
@@ -238,7 +240,7 @@ def main(argv=None):
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
     budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
-    args = report.parse(parser, argv)
+    args = report.parse(parser, argv, *PICTURES)
     if args.iterations is not None and args.iterations < 0:
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
     if "all" in args.methods:
@@ -276,9 +278,9 @@ def main(argv=None):
         report.write_json(args.json, results, {"seed": args.seed, **settings}, {"total": round(seconds)})
     plt = report.pyplot()
     if plt:
-        draw_curves(plt, results, args.out / "sinusoid_steps.png")
+        draw_curves(plt, results, args.out / PICTURES[0])
         if len(thetas) <= len(CLASSIC):  # no room for more columns
-            draw_fits(plt, thetas, alphas, args.out / "sinusoid_fits.png", args.inner_clip)
+            draw_fits(plt, thetas, alphas, args.out / PICTURES[1], args.inner_clip)
         print(f"pictures: {', '.join(map(str, sorted(args.out.glob('sinusoid_*.png'))))}")
     print(f"{seconds:.0f} s")
     if len(results) < len(args.methods):

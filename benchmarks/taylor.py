@@ -236,7 +236,7 @@ def main(argv=None):
         __doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (10 seconds)"
     )
     parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
-    args = report.parse(parser, argv)
+    args = report.parse(parser, argv, "taylor.png")
     if args.draws < 2:
         parser.error(f"--draws must be 2 or more, to estimate a spread, got {args.draws}")
     start = time.perf_counter()

@@ -237,6 +237,45 @@ def test_no_benchmark_runs_for_nothing(name, disk, folder, monkeypatch, capsys):
     assert (folder / "file").read_text() == "kept" and not list(place.iterdir())
 
 
+PICTURES = {
+    "chain": "chain.png",
+    "complexity": "complexity.png",
+    "implicit": "implicit.png",
+    "leap": "leap.png",
+    "omniglot": "glyphs_5way_1shot_maml_task.png",
+    "sinusoid": "sinusoid_steps.png",
+    "speed": "speed.png",
+    "taylor": "taylor.png",
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_record_that_could_not_be_kept_is_refused_before_anything_is_computed(name, folder, capsys):
+    """Its name leaves no room for that of the file written first; or a picture would replace it, in the end."""
+    more = ["--glyphs"] if name == "omniglot" else []
+    (folder / "link.json").symlink_to(folder / "out" / PICTURES[name])
+    for file, said in (
+        ("r" * 245, "File name too long"),
+        (f"out/../out/{PICTURES[name]}", "would overwrite the checkpoint, the record or a picture"),
+        ("link.json", "would overwrite the checkpoint, the record or a picture"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(f"benchmarks.{name}").main([*more, "--json", file])
+        out, err = capsys.readouterr()
+        assert end.value.code == 2 and said in err.splitlines()[-1] and not out
+    assert not [file for file in folder.rglob("*") if file.is_file()]
+
+
+def test_a_picture_never_replaces_the_checkpoint(folder, capsys):
+    said = refused(capsys, *TINY, 1, "--checkpoint", "out/glyphs_5way_1shot_maml_curve.png")
+    assert "would overwrite the checkpoint" in said and not list((folder / "out").iterdir())
+    assert run(*TINY, 1, "--checkpoint", "c.npz") == 0
+    os.rename("c.npz", "out/glyphs_5way_1shot_maml_not_transductive_steps.png")
+    evaluated = ["--evaluate", "out/glyphs_5way_1shot_maml_not_transductive_steps.png", "--test-tasks", 2]
+    assert "would overwrite the checkpoint" in refused(capsys, *evaluated, "--not-transductive")
+    assert run(*evaluated) == 0
+
+
 def test_a_full_disk_ends_any_benchmark_in_one_line():
     with pytest.raises(SystemExit) as end:
         report.command(lambda: os.truncate("nowhere/file", 0))

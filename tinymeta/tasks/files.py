@@ -56,12 +56,8 @@ def write_whole(file, data):
 
     What a killed one has left is removed by `sweep`, which comes first. OSError if it can't be written.
     """
-    file = Path(os.path.realpath(file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        regular(file)
+    file, part = places(file)
     sweep(file)
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "xb") as stream:
             stream.write(data)
@@ -73,6 +69,15 @@ def write_whole(file, data):
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def places(file):
+    """(the file that links lead to, the one beside it that is written first). OSError if it must not be replaced."""
+    file = Path(os.path.realpath(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        regular(file)
+    return file, file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
 
 
 def sweep(file):
