@@ -338,6 +338,7 @@ def main(argv=None):
     data.add_argument("--glyphs", action="store_true", help="the generated characters, even where Omniglot is found")
     parser.add_argument("--download", action="store_true", help="fetch the zips into --data, or else the cache")
     args = parser.parse_args(argv)
+    args.methods = list(dict.fromkeys(args.methods))
     given = {key: value for key in ("iterations", "seeds", "steps") if (value := getattr(args, key))}
     if args.alphabets:
         given["alphabets"] = tuple(sorted(set(args.alphabets)))

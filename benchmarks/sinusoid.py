@@ -243,8 +243,7 @@ def main(argv=None):
     args = report.parse(parser, argv, *PICTURES)
     if args.iterations is not None and args.iterations < 0:
         parser.error(f"--iterations must be 0 or more, got {args.iterations}")
-    if "all" in args.methods:
-        args.methods = list(METHODS)
+    args.methods = list(METHODS if "all" in args.methods else dict.fromkeys(args.methods))
     try:
         for name in args.methods:
             method(name, args.inner_clip)

@@ -221,6 +221,14 @@ def test_the_command_prints_draws_and_records(small, tmp_path, capsys):
     assert (tmp_path / "leap.png").stat().st_size > 5000
 
 
+def test_a_method_that_is_named_twice_is_trained_once(small, monkeypatch):
+    trained, train = [], benchmark.train
+    monkeypatch.setattr(benchmark, "train", lambda s, method, *more: trained.append(method) or train(s, method, *more))
+    monkeypatch.setattr(report, "pyplot", lambda: None)
+    assert small("--methods", "none", "leap", "none", "--seeds", 1, "--alphabets", 1) == 0
+    assert trained == ["none", "leap"]
+
+
 def test_options_replace_the_protocol_s(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "pyplot", lambda: None)
     options = ["--methods", "none", "--seed", 7, "--seeds", 1, "--alphabets", 2, "--steps", 4, "--iterations", 9]

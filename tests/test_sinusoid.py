@@ -250,6 +250,15 @@ def test_a_method_that_stops_does_not_take_the_others_with_it(tmp_path, monkeypa
     )
 
 
+def test_a_method_that_is_named_twice_is_trained_once(tmp_path, monkeypatch, capsys):
+    trained, train = [], benchmark.train
+    monkeypatch.setattr(benchmark, "train", lambda name, *args: trained.append(name) or train(name, *args))
+    monkeypatch.setattr(benchmark.report, "pyplot", lambda: None)
+    benchmark.main(["--methods", "random", "maml", "random", "--iterations", "1", "--out", str(tmp_path)])
+    assert trained == ["random", "maml"]  # and the status was 0
+    assert capsys.readouterr().out.count("random weights") == len(benchmark.TEST_SHOTS)
+
+
 def test_schedules():
     """At the first, the middle and the last iteration."""
     adam, sgd = benchmark.METHODS["maml"].outer, benchmark.METHODS["reptile"].outer
