@@ -15,6 +15,8 @@ from tinymeta.tasks.files import places, write_whole
 
 PACKAGES = "numpy", "matplotlib", "tqdm", "threadpoolctl", "torch", "jax", "jaxlib", "autograd"  # if installed
 
+LARGEST = 3.4e38  # of float32
+
 
 def parser(description, epilog):
     """An argument parser with the options that every benchmark takes."""
@@ -114,13 +116,13 @@ def progress(name, total, note, first=0):
 
 
 def positive(text):
-    """The type of an option: a positive number."""
+    """The type of an option: a positive number that float32 holds, as what it is compared with may be of that type."""
     try:
-        if 0 < float(text) < float("inf"):
+        if 0 < float(text) <= LARGEST:
             return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    raise argparse.ArgumentTypeError(f"must be a positive number, {LARGEST:.1e} at most, got {text}")
 
 
 def write_json(path, figures, settings, seconds):

@@ -216,6 +216,21 @@ def test_what_clipping_inner_gradients_changes(name):
         assert (moved <= 0.01 * 0.01 * 1.02).all() and moved.max() > 0.9 * 0.01 * 0.01
 
 
+@pytest.mark.parametrize("option", ["--clip", "--inner-clip"])
+@pytest.mark.parametrize("norm", ["3.5e38", "1e300", "inf", "nan", "0", "-1", "x"])
+def test_a_norm_that_float32_does_not_hold_is_refused(option, norm, capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main([f"{option}={norm}"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1
+    assert f"argument {option}: must be a positive number, 3.4e+38 at most, got {norm}" in err
+
+
+def test_the_largest_norm_clips_nothing():
+    plain, clipped = (benchmark.train("maml", 2, 1e-3, 0, True, *[norm] * 2)[0] for norm in (None, report.LARGEST))
+    assert all((a.data == b.data).all() for a, b in zip(plain, clipped))
+
+
 @pytest.mark.parametrize("name", ["maml++", "newton", "es-maml", "fo-es-maml"])
 def test_methods_without_an_inner_update_rule_refuse_to_clip_there(name, capsys):
     with pytest.raises(SystemExit) as end:
