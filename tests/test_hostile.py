@@ -30,7 +30,7 @@ import pytest
 import test_omniglot
 import test_omniglot_data
 from benchmarks import checkpoint
-from test_omniglot import TINY
+from test_omniglot import TINY, run
 from test_omniglot import refused as refused_command
 from test_omniglot_data import (
     CONTENT,
@@ -232,6 +232,45 @@ def test_a_file_that_is_replaced_keeps_its_permissions(mode, tmp_path):
     os.chmod(path, mode)
     checkpoint.save(path, {"n": 2})
     assert os.stat(path).st_mode & 0o777 == mode and checkpoint.load(path) == {"n": 2}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_read_only_file_is_not_replaced(folder, capsys):
+    """Renaming would not ask for its permission, and root has it anyway."""
+    path = folder / "c.npz"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="c.npz can't be written to, it is read-only: make it writable"):
+        checkpoint.save(path, {"n": 1})
+    assert "record.json can't be written to, it is read-only" in refused_command(
+        capsys, *TINY, 1, "--json", read_only(folder / "record.json")
+    )
+    path.unlink()
+    assert run(*TINY, 1, "--checkpoint", path) == 0
+    saved = read_only(path).read_bytes()
+    assert "it is read-only" in refused_command(capsys, *TINY, 1, "--checkpoint", path, "--resume")
+    assert run("--evaluate", path, "--test-tasks", 2) == 0 and path.read_bytes() == saved  # which only reads it
+
+
+def read_only(path):
+    path.touch()
+    path.chmod(0o444)
+    return path
+
+
+@posix
+def test_links_in_a_circle_are_refused_and_stay(folder, capsys):
+    """Following them leads nowhere; a file in the place of one would make it another's."""
+    for name, other in (("a", "b"), ("b", "a"), ("self", "self")):
+        (folder / name).symlink_to(other)
+    for name in ("a", "b", "self"):
+        with pytest.raises(OSError, match=f"Too many levels of symbolic links.*{name}'"):
+            files.write_whole(folder / name, b"data")
+    assert "Too many levels of symbolic links: 'a'" in refused_command(capsys, *TINY, 1, "--json", "a")
+    (folder / "ahead").symlink_to("new")  # leads to a file that is still to be written
+    files.write_whole(folder / "ahead", b"data")
+    assert (folder / "ahead").is_symlink() and (folder / "new").read_bytes() == b"data"
+    assert all((folder / name).is_symlink() for name in ("a", "b", "self"))
 
 
 class Hangs(BaseException):

@@ -54,7 +54,8 @@ def write_whole(file, data):
     """All of the file or nothing, even if two processes write it at once, or one is killed. A link stays a link, and
     permissions stay what they were.
 
-    What a killed one has left is removed by `sweep`, which comes first. OSError if it can't be written.
+    What a killed one has left is removed by `sweep`, which comes first. OSError if it can't be written, or is
+    read-only.
     """
     file, part = places(file)
     sweep(file)
@@ -73,11 +74,13 @@ def write_whole(file, data):
 
 def places(file):
     """(the file that links lead to, the one beside it that is written first). OSError if it must not be replaced."""
-    file = Path(os.path.realpath(file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-        regular(file)
-    return file, file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
+    place = Path(os.path.realpath(file))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(place):  # a link, after all have been followed, is one of a circle: `regular` raises
+        mode = os.stat(regular(file)).st_mode
+        if not (mode & 0o222 and os.access(place, os.W_OK)):  # to rename would need no right to write
+            raise PermissionError(f"{file} can't be written to, it is read-only: make it writable, or name another")
+    return place, place.with_name(f"{place.name}.{uuid.uuid4().hex}.part")
 
 
 def sweep(file):
