@@ -35,6 +35,7 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
+from benchmarks.report import at_least
 from tinymeta.program import PASSES, Plan, Program, flatten
 from tinymeta.tasks import episodes, glyphs
 
@@ -343,11 +344,9 @@ def main(argv=None):
     parser = report.parser(
         __doc__, "Writes complexity.png. Example: python -m benchmarks.complexity --quick   (20 seconds)"
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of time measurements (default 3)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N", help="of time measurements (default 3)")
     parser.add_argument("--quick", action="store_true", help="a trial: 8 filters, 5-way 1-shot, up to 5 steps")
     args = report.parse(parser, argv, "complexity.png")
-    if args.rounds < 1:
-        parser.error(f"--rounds must be 1 or more, got {args.rounds}")
     start = time.perf_counter()
     setting = QUICK if args.quick else FIGURE
     costs = measure(setting, args.rounds, args.seed)

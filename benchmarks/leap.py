@@ -33,7 +33,8 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
-from benchmarks.omniglot import at_least, load_data
+from benchmarks.omniglot import load_data
+from benchmarks.report import at_least
 from tinymeta.tasks import glyphs
 
 WAYS, TRAIN_DRAWINGS, BATCH = 20, 15, 20

@@ -13,7 +13,6 @@ mean, so that their 0.4 for 5 ways and 0.1 for 20 are both 2.0 here, in --preset
 and FO-MAML have 0.4. All settings, and what differs from the papers, stand in benchmarks/omniglot_protocols.py.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -29,6 +28,7 @@ from benchmarks import checkpoint, report
 from benchmarks.omniglot_methods import METHODS
 from benchmarks.omniglot_pictures import draw_curve, draw_steps, draw_task
 from benchmarks.omniglot_protocols import NETWORKS, PRESETS, TITLES, Settings, choose, published
+from benchmarks.report import at_least, positive
 from tinymeta.tasks import episodes, glyphs, omniglot
 
 SPLIT_SEED = 0  # the same test characters for every --seed
@@ -353,17 +353,6 @@ class Clock(defaultdict):
         }
 
 
-def at_least(least):
-    """The type of an option: a whole number, no smaller."""
-
-    def number(text):
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text}")
-        return int(text)
-
-    return number
-
-
 def arguments():
     p = report.parser(__doc__, EXAMPLES)
     p.set_defaults(seed=None)  # told or not, as all that a checkpoint knows too
@@ -376,7 +365,7 @@ def arguments():
         p.add_argument(f"--{name}", type=at_least(1), metavar="N", help=what)
     for name, what in CLIPS.items():
         option = f"--{name.replace('_', '-')}"
-        p.add_argument(option, type=report.positive, metavar="NORM", help=f"clip {what} to this norm (default: don't)")
+        p.add_argument(option, type=positive, metavar="NORM", help=f"clip {what} to this norm (default: don't)")
     p.add_argument("--test-tasks", type=at_least(2), metavar="N", default=600, help="default 600; fewer to try it out")
     p.add_argument("--not-transductive", action="store_true", help="test: batch norm over the support and one query")
     data = p.add_mutually_exclusive_group()

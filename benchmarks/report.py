@@ -125,6 +125,19 @@ def positive(text):
     raise argparse.ArgumentTypeError(f"must be a positive number, {LARGEST:.1e} at most, got {text}")
 
 
+def at_least(least):
+    """The type of an option: a whole number, no smaller, and none that only a slip of the hand would ask for."""
+
+    def number(text):
+        if not text.isdecimal() or len(text) < 10 and int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, got {text}")
+        if len(text) > 9:
+            raise argparse.ArgumentTypeError(f"must have 9 digits at most, got {text[:30]}")
+        return int(text)
+
+    return number
+
+
 def write_json(path, figures, settings, seconds):
     """The record of a run: what was measured, with what, on what, from which commit. seconds: {what: how many}."""
     versions = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
+from benchmarks.report import at_least, positive
 from benchmarks.sinusoid_methods import (
     ALPHAS,
     BASELINES,
@@ -236,13 +237,11 @@ def main(argv=None):
     parser.add_argument("--methods", **methods, help=listed)
     parser.add_argument("--eager", action="store_true", help="without tm.compile: the same numbers, more slowly")
     for option, what in (("clip", "the meta-gradient"), ("inner-clip", "each task's inner gradient")):
-        parser.add_argument(f"--{option}", type=report.positive, metavar="NORM", help=f"clip {what} to this norm")
+        parser.add_argument(f"--{option}", type=positive, metavar="NORM", help=f"clip {what} to this norm")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--full", action="store_true", help="the published 70,000 iterations; 4,000 for iMAML")
-    budget.add_argument("--iterations", type=int, metavar="N", help="N for every method (default: by cost)")
+    budget.add_argument("--iterations", type=at_least(0), metavar="N", help="N for every method (default: by cost)")
     args = report.parse(parser, argv, *PICTURES)
-    if args.iterations is not None and args.iterations < 0:
-        parser.error(f"--iterations must be 0 or more, got {args.iterations}")
     args.methods = list(METHODS if "all" in args.methods else dict.fromkeys(args.methods))
     try:
         for name in args.methods:

@@ -34,6 +34,7 @@ import numpy as np
 import tinymeta as tm
 from benchmarks import peers, report
 from benchmarks.peers import tinymeta_peer
+from benchmarks.report import at_least, positive
 from benchmarks.speed_report import cell, draw, fastest_peer, is_peer, milliseconds, table
 from tinymeta.program import Plan
 from tinymeta.tasks import episodes, glyphs, sinusoid
@@ -364,8 +365,12 @@ def arguments():
     parser.add_argument(
         "--contestants", nargs="+", default=[], metavar="NAME", help="some only, by how their names begin"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of a contestant (default 11; 3 with --quick)")
-    parser.add_argument("--patience", type=float, metavar="S", default=4.0, help="3 turns, then while below S seconds")
+    parser.add_argument(
+        "--rounds", type=at_least(1), metavar="N", help="turns of a contestant (default 11; 3 with --quick)"
+    )
+    parser.add_argument(
+        "--patience", type=positive, metavar="S", default=4.0, help="3 turns, then while below S seconds"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny networks, no growth, no memory, no torch.compile")
     parser.add_argument("--profile", action="store_true", help="no race: the time of each kernel of our compiled step")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, help="a process for each (default: yes)")

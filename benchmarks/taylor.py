@@ -30,6 +30,7 @@ import numpy as np
 
 import tinymeta as tm
 from benchmarks import report
+from benchmarks.report import at_least
 from tinymeta.tasks import sinusoid
 
 METHODS = {"maml": "MAML", "fomaml": "FO-MAML", "reptile": "Reptile"}
@@ -235,10 +236,8 @@ def main(argv=None):
     parser = report.parser(
         __doc__, "Writes taylor.png. Example: python -m benchmarks.taylor --draws 100   (10 seconds)"
     )
-    parser.add_argument("--draws", type=int, default=1000, metavar="N", help="of the regression (default 1000)")
+    parser.add_argument("--draws", type=at_least(2), default=1000, metavar="N", help="of the regression (default 1000)")
     args = report.parse(parser, argv, "taylor.png")
-    if args.draws < 2:
-        parser.error(f"--draws must be 2 or more, to estimate a spread, got {args.draws}")
     start = time.perf_counter()
     results = errors(args.seed), coefficients(args.seed, args.draws)
     print(tables(*results, args.draws))

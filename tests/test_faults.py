@@ -266,6 +266,31 @@ def test_a_record_that_could_not_be_kept_is_refused_before_anything_is_computed(
     assert not [file for file in folder.rglob("*") if file.is_file()]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "taylor --draws 1",
+        "taylor --draws 99999999999999",
+        "complexity --rounds 0",
+        "speed --rounds -5",
+        "speed --rounds 0",
+        "speed --patience nan",
+        "speed --patience -3",
+        "sinusoid --iterations -1",
+        "leap --seeds 99999999999",
+        "omniglot --shots 1" + 5000 * "0",
+    ],
+    ids=lambda options: options[:30],
+)
+def test_numbers_that_cannot_be_meant_are_refused(options, folder, capsys):
+    name, option, number = options.split()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main([f"{option}={number}"])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out and err.count("\n") == 1 and len(err) < 200
+    assert f"argument {option}: must " in err and number[:30] in err
+
+
 def test_a_picture_never_replaces_the_checkpoint(folder, capsys):
     said = refused(capsys, *TINY, 1, "--checkpoint", "out/glyphs_5way_1shot_maml_curve.png")
     assert "would overwrite the checkpoint" in said and not list((folder / "out").iterdir())

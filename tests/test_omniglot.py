@@ -204,6 +204,7 @@ def test_what_omniglot_cannot_give_is_refused_before_it_is_downloaded(options, s
     [
         (["--ways", "-3"], "argument --ways: must be a whole number, 2 or more, got -3"),
         (["--shots", "0"], "1 or more, got 0"),
+        (["--filters", "1" + 20 * "0"], "argument --filters: must have 9 digits at most, got 1000"),
         (["--clip", "1e300"], "must be a positive number, 3.4e+38 at most, got 1e300"),
         (["--iterations", "1e3"], "got 1e3"),
         (["--seed", "-1"], "--seed must be 0 or more"),
