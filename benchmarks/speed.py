@@ -19,6 +19,7 @@ clock starts; ours are copied in and out while it runs.
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -351,11 +352,31 @@ def run(name, w, found, args):
 
 
 def recorded(path, settings):
-    """What the file holds from a run with these settings: races that are not run again stay."""
+    """What the file holds from a run with these settings: races that are not run again stay. ValueError if damaged."""
     if path is None or not path.exists():
         return {"races": {}}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record["figures"] if record["settings"] == settings else {"races": {}}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["settings"] != settings:
+            return {"races": {}}
+        require_sound(record["figures"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it holds something else than a record: {type(error).__name__} {error}") from error
+    return record["figures"]
+
+
+def require_sound(figures):
+    """Raise one of the errors above if something is not there that will be drawn beside what is run now."""
+    drawn = []
+    for race in figures["races"].values():
+        drawn += [r["median"] for r in (race["floor"], *race["contestants"].values())]
+        if not race["contestants"]:
+            raise ValueError("a race without contestants")
+    for curves in figures.get("growth", {}).values():
+        for value, point in itertools.chain.from_iterable(points.items() for points in curves.values()):
+            drawn += [float(value), point["median"], 1.0 + abs(point["steady_mb"] or 0)]
+    if not all(isinstance(x, float) and 0 < x < float("inf") for x in drawn):
+        raise ValueError("a figure that is no positive number")
 
 
 def arguments():
@@ -394,12 +415,15 @@ def main(argv=None):
     for prefix in args.contestants:
         if not any(c.startswith(prefix) for c in known):
             parser.error(f"no contestant begins with {prefix}; there are {' '.join(sorted(known))}")
+    growing = "growth" in args.workloads and not args.profile and (args.memory or not args.quick)
+    if not (workloads or growing):
+        parser.error("nothing to do: --profile, and --quick without --memory, leave growth out, the only workload")
     settings = {"seed": args.seed, "rounds": args.rounds, "quick": args.quick, "tolerance": TOLERANCE}
     try:
         report.require_writable(args.json, args.out / "speed.png")
         figures, start = recorded(args.json, settings) | {"missing": missing}, time.perf_counter()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        parser.error(f"--json {args.json} can't be written, or holds something else than a record ({error})")
+    except (OSError, ValueError) as error:
+        parser.error(f"--json {args.json} can't be taken: {error}")
 
     def save():
         if args.json:
@@ -416,7 +440,7 @@ def main(argv=None):
                 continue
             figures["races"][name] = run(name, w, found, args) | {"workload": vars(w), "commit": report.commit()}
             save()
-        if "growth" in args.workloads and not args.profile and (args.memory or not args.quick):
+        if growing:
             wanted = [c for c in GROWING if c.split("-")[0] in found]
             wanted = [c for c in wanted if not args.contestants or any(c.startswith(p) for p in args.contestants)]
             figures["growth"] = growth(args.seed, wanted, args.quick)

@@ -166,6 +166,67 @@ def test_the_command(tmp_path):
             assert {"low", "median", "high", "threads", "errors"} <= set(c)
 
 
+RACE = {"contestants": {"tinymeta-eager": {"median": 1.0}}, "floor": {"median": 1.0}}
+
+
+def tried(options, capsys):
+    """(what a command that must not race says, its status)."""
+    with pytest.raises(SystemExit) as end:
+        speed.main(options)
+    *missing, said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("not here: ") for line in missing)
+    return said, end.value.code
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        [],
+        {"races": []},
+        {"races": {"a": {}}},
+        {"races": {"a": {"contestants": {}}}},
+        {"races": {"a": RACE | {"contestants": {}}}},
+        {"races": {"a": RACE | {"contestants": {"tinymeta-eager": {}}}}},
+        {"races": {"a": RACE | {"contestants": {"tinymeta-eager": {"median": None}}}}},
+        {"races": {"a": RACE | {"floor": {"median": 0.0}}}},
+        {"races": {"a": RACE}, "growth": []},
+        {"races": {"a": RACE}, "growth": {"steps": {"tinymeta-eager": {"x": {"median": 1.0, "steady_mb": 1.0}}}}},
+        {"races": {"a": RACE}, "growth": {"steps": {"tinymeta-eager": {"1": {"median": 1.0}}}}},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_refused_before_the_race_and_stays(figures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "run", lambda *args: pytest.fail("it raced"))
+    path = tmp_path / "s.json"
+    settings = {"seed": 0, "rounds": 3, "quick": True, "tolerance": speed.TOLERANCE}
+    path.write_text(record := json.dumps({"settings": settings, "figures": figures}))
+    options = ["--quick", "--workloads", "sinusoid-maml-1", "--json", str(path), "--out", str(tmp_path)]
+    said, status = tried(options, capsys)
+    assert status == 2 and "it holds something else than a record" in said and path.read_text() == record
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "3", '{"figures": {}}'], ids=lambda text: text[:20])
+def test_something_else_than_a_record_is_refused(text, tmp_path, capsys):
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    said, status = tried(["--quick", "--json", str(path), "--out", str(tmp_path)], capsys)
+    assert status == 2 and "it holds something else than a record" in said and path.read_text() == text
+
+
+def test_a_sound_record_is_gone_on_with(tmp_path):
+    path, growth = tmp_path / "s.json", {"steps": {"jax": {"1": {"median": 1.0, "steady_mb": None}}}}
+    figures = {"races": {"a": RACE}, "growth": growth, "missing": []}
+    path.write_text(json.dumps({"settings": {"seed": 0}, "figures": figures}))
+    assert speed.recorded(path, {"seed": 0}) == figures and speed.recorded(path, {"seed": 1}) == {"races": {}}
+
+
+@pytest.mark.parametrize("option", ["--quick", "--profile"])
+def test_growth_alone_where_it_is_left_out_is_refused(option, tmp_path, capsys):
+    said, status = tried([option, "--workloads", "growth", "--out", str(tmp_path)], capsys)
+    assert status == 2 and "nothing to do: --profile, and --quick without --memory, leave growth out" in said
+
+
 def test_unknown_contestants_are_refused(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--contestants", "theano"])
