@@ -19,17 +19,23 @@ FORMAT = 2  # to be raised when what a state holds, or what it means, changes
 
 
 def save(path, state):
-    """Write the tree. Killed at any moment, the file at `path` is the one before or the one after."""
+    """Write the tree. Killed at any moment, the file at `path` is the one before or the one after.
+
+    TypeError or ValueError if it holds what `load` could not give back; OSError if it can't be written.
+    """
     require_keys(state)
     arrays = []
 
     def number(x):
-        if not isinstance(x, (tm.Tensor, np.ndarray)) or x.dtype.hasobject:
+        if type(x) not in (tm.Tensor, np.ndarray) or x.dtype.hasobject:  # a masked array has more than is saved
             raise TypeError(f"a checkpoint holds numbers, text, arrays and Tensors, not {x!r}")
         arrays.append(x.data if isinstance(x, tm.Tensor) else x)
         return {"tensor" if isinstance(x, tm.Tensor) else "array": len(arrays) - 1}
 
-    tree = json.dumps({"format": FORMAT, "state": state}, default=number)
+    try:
+        tree = json.dumps({"format": FORMAT, "state": state}, default=number)
+    except ValueError as error:  # a whole number of thousands of digits, which Python doesn't write
+        raise ValueError(f"a number of a checkpoint can't be written as text: {error}") from error
     content = {f"array{i}": a for i, a in enumerate(arrays)}
     file = io.BytesIO()
     np.savez(file, tree=tree, digest=digest(tree, content), **content)

@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -215,6 +216,25 @@ def test_objects_are_not_saved(tmp_path):
     with pytest.raises(TypeError, match="a checkpoint holds numbers, text, arrays and Tensors, not array"):
         checkpoint.save(tmp_path / "c.npz", {"a": np.array([{}, None])})
     assert not list(tmp_path.glob("c.npz*"))
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "said"),
+    [
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), TypeError, "numbers, text, arrays and Tensors, not masked_array"),
+        (np.array([1.0, 2.0]).view(np.recarray), TypeError, "numbers, text, arrays and Tensors, not rec.array"),
+        (10**5000, ValueError, "a number of a checkpoint can't be written as text: .*digits"),
+    ],
+    ids=["masked", "record", "long"],
+)
+def test_what_load_could_not_give_back_is_not_saved(state, error, said, tmp_path):
+    if error is ValueError and not hasattr(sys, "get_int_max_str_digits"):
+        pytest.skip("this Python writes and reads numbers of any length")
+    path = tmp_path / "c.npz"
+    checkpoint.save(path, {"good": 1})
+    with pytest.raises(error, match=said):
+        checkpoint.save(path, {"a": [state]})
+    assert checkpoint.load(path) == {"good": 1} and list(tmp_path.glob("c.npz*")) == [path]
 
 
 @pytest.mark.parametrize("state", [{1: 2.0}, {"a": [{None: "x"}]}, {"a": ({"array": 3},)}, [{"tensor": 0}]], ids=str)
