@@ -70,6 +70,12 @@ def roles(s, characters):
     train, validation, test = episodes.split(characters, SPLIT_SEED)
     parts = {"train": episodes.with_rotations(train), "validation": validation, "test": test}
     episodes.check_sizes(parts["train"], s.tasks, s.ways, s.training_shots, s.queries)
+    drawings, of_a_task = int(np.prod(parts["train"].images.shape[:2])), s.ways * (s.training_shots + s.queries)
+    if s.tasks * of_a_task > drawings:
+        raise ValueError(
+            f"{s.tasks} tasks of {of_a_task} drawings are more than all {drawings} that there are to train on: lower"
+            f" --tasks, to {drawings // of_a_task} at most"
+        )
     for role in ("validation", "test"):
         episodes.check_sizes(parts[role], 1, s.ways, s.shots, s.test_queries)
     return parts
@@ -444,6 +450,7 @@ def must_agree(path, stored, wanted):
 
 
 GOES_ON = "goes on from there"
+IF_THERE_IS_ROOM = "goes on from there where there is more memory; --checkpoint names a place for another training"
 STOPS_AGAIN = "would stop at the same place; --evaluate tests what it has learned so far"
 
 
@@ -482,8 +489,10 @@ def main(argv=None):
         parser.exit(130, f"\n{parser.prog}: interrupted{saved and saved + GOES_ON}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: stopped: {error}{saved and saved + STOPS_AGAIN}\n")
-    except (OSError, MemoryError) as error:
+    except OSError as error:
         parser.exit(1, f"{parser.prog}: stopped: {error}{saved and saved + GOES_ON}\n")
+    except MemoryError as error:
+        parser.exit(1, f"{parser.prog}: stopped: {error}{saved and saved + IF_THERE_IS_ROOM}\n")
     times = [f"{t['calls']} × {name} {1000 * t['median']:.3g} ms" for name, t in clock.summary().items()]
     print(f"times: {', '.join(times)}")
 

@@ -205,6 +205,8 @@ def test_what_omniglot_cannot_give_is_refused_before_it_is_downloaded(options, s
         (["--ways", "-3"], "argument --ways: must be a whole number, 2 or more, got -3"),
         (["--shots", "0"], "1 or more, got 0"),
         (["--filters", "1" + 20 * "0"], "argument --filters: must have 9 digits at most, got 1000"),
+        (["--tasks", "999999999"], "999999999 tasks of 30 drawings are more than all 26000 that there are to train on"),
+        (["--tasks", "867"], "lower --tasks, to 866 at most"),
         (["--clip", "1e300"], "must be a positive number, 3.4e+38 at most, got 1e300"),
         (["--iterations", "1e3"], "got 1e3"),
         (["--seed", "-1"], "--seed must be 0 or more"),
@@ -289,6 +291,17 @@ def test_any_change_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
     assert noticed > 0.6 * len(range(0, len(saved), 7))
     with pytest.raises(TypeError, match="a checkpoint holds"):
         checkpoint.save(path, {"set": {1}})
+
+
+def test_a_training_without_enough_memory_does_not_promise_to_go_on_with_the_same(folder, monkeypatch, capsys):
+    def large(*args):
+        raise MemoryError("Unable to allocate 3 TiB")
+
+    monkeypatch.setattr(benchmark, "advance", large)
+    assert run(*TINY, 1) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "stopped: Unable to allocate 3 TiB; iteration 0 is saved in" in err
+    assert "goes on from there where there is more memory; --checkpoint names a place for another training" in err
 
 
 def test_what_cannot_be_saved_is_said_before_training(folder, monkeypatch, capsys):
