@@ -7,6 +7,7 @@ import argparse
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 from benchmarks import report
@@ -25,11 +26,19 @@ READING_ORDER = [
 ]  # fmt: skip
 
 
+def recorded(path):
+    """The record of a run. ValueError, with its name, if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
+
+
 def sinusoid():
     """K = 5 after 0, 1, 5 and 10 steps, the published figures below ours."""
     from benchmarks.sinusoid import COLUMNS, METHODS, PUBLISHED
 
-    record = json.loads((ROOT / "benchmarks/results/sinusoid.json").read_text(encoding="utf-8"))
+    record = recorded(ROOT / "benchmarks/results/sinusoid.json")
     rows = ["| gradient steps | " + " | ".join(map(str, COLUMNS)) + " | median after 10 | worse |", "|---" * 7 + "|"]
     for name, figures in record["figures"].items():
         r = figures["5"]
@@ -52,9 +61,11 @@ def omniglot_records():
 
     def read(name):
         path = ROOT / f"benchmarks/results/omniglot_5way_1shot_{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return recorded(path) if path.exists() else None
 
     records = [(read(method), read(f"{method}_not_transductive")) for method in TITLES]
+    if not any(record for record, _ in records):
+        raise FileNotFoundError("no record benchmarks/results/omniglot_5way_1shot_METHOD.json")
     return [(Settings(**record["settings"]), record, alone) for record, alone in records if record]
 
 
@@ -86,7 +97,7 @@ def family():
     """The sine waves by every algorithm after the same number of iterations, K = 5."""
     from benchmarks.sinusoid import METHODS
 
-    record = json.loads((ROOT / "benchmarks/results/sinusoid_family.json").read_text(encoding="utf-8"))
+    record = recorded(ROOT / "benchmarks/results/sinusoid_family.json")
     rows = ["| | after 1 step | 5 | 10 | worse |", "|---" * 5 + "|"]
     for name, figures in record["figures"].items():
         r = figures["5"]
@@ -107,7 +118,9 @@ def omniglot_family():
 
     rows = ["| | accuracy, % | untrained | ms a step | minutes |", "|---" * 5 + "|"]
     paths = [ROOT / f"benchmarks/results/omniglot_family_{method}.json" for method in TITLES]
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    records = [recorded(path) for path in paths if path.exists()]
+    if not records:
+        raise FileNotFoundError("no record benchmarks/results/omniglot_family_METHOD.json")
     for record in records:
         s, score, seconds = Settings(**record["settings"]), record["figures"]["score"], record["seconds"]
         time = ("", "")  # of a run that was taken up again only to be evaluated
@@ -127,7 +140,7 @@ def omniglot_family():
 
 def speed():
     """Our step beside the fastest peer's, by workload."""
-    record = json.loads((ROOT / "benchmarks/results/speed.json").read_text(encoding="utf-8"))
+    record = recorded(ROOT / "benchmarks/results/speed.json")
     rows = [
         "| | ours, ms | PyTorch, eager | fastest peer, ms | ours / peer | ours / products | first result, s | peak"
         " memory, MB |",
@@ -155,7 +168,7 @@ def speed():
 
 def cost():
     """A meta-gradient's compute, peak memory and time at 1, 5 and 16 inner steps."""
-    record = json.loads((ROOT / "benchmarks/results/complexity.json").read_text(encoding="utf-8"))
+    record = recorded(ROOT / "benchmarks/results/complexity.json")
     settings, figures, machine = record["settings"], record["figures"]["convnet"], record["machine"]
     at = [settings["steps"].index(k) for k in (1, 5, 16)]
     rows = ["| | compute, gradients | peak memory, MB | seconds | time / FO-MAML's |", "|---" * 5 + "|"]
@@ -197,15 +210,23 @@ def updated(text):
     return text
 
 
-if __name__ == "__main__":
+def main(argv=None):
     argparse.ArgumentParser(
         "python -m benchmarks.readme", description=__doc__, epilog="example: python -m benchmarks.readme   (2 seconds)"
-    ).parse_args()
-    for page in PAGES:
-        write_whole(page, updated(page.read_text(encoding="utf-8")).encode())
+    ).parse_args(argv)
+    try:
+        texts = [updated(page.read_text(encoding="utf-8")) for page in PAGES]
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        sys.exit(f"stopped: a record in benchmarks/results is not what its benchmark writes: {error!r}")
+    for page, text in zip(PAGES, texts):
+        write_whole(page, text.encode())
     if plt := report.pyplot():
         draw_methods(
             plt,
             [(s, record) for s, record, _ in omniglot_records()],
             ROOT / "benchmarks/results/omniglot_5way_1shot.png",
         )
+
+
+if __name__ == "__main__":
+    report.command(main)

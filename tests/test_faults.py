@@ -301,6 +301,44 @@ def test_a_picture_never_replaces_the_checkpoint(folder, capsys):
     assert run(*evaluated) == 0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "change", "said"),
+    [
+        ("speed*", lambda path: path.unlink(), "No such file or directory"),
+        ("omniglot_5way*", lambda path: path.unlink(), "no record benchmarks/results/omniglot_5way_1shot_METHOD"),
+        ("omniglot_family*", lambda path: path.unlink(), "no record benchmarks/results/omniglot_family_METHOD"),
+        ("sinusoid.json", lambda path: path.write_bytes(path.read_bytes()[:-9]), "sinusoid.json is no JSON"),
+        ("sinusoid.json", lambda path: path.write_text("[" * 100_000), "sinusoid.json is no JSON"),
+        (
+            "complexity.json",
+            lambda path: path.write_text("{}"),
+            "is not what its benchmark writes: KeyError('settings'",
+        ),
+        ("complexity.json", lambda path: path.write_text("[]"), "is not what its benchmark writes: TypeError"),
+    ],
+)
+def test_a_missing_or_damaged_record_leaves_the_readmes_as_they_are(
+    wanted, change, said, tmp_path, monkeypatch, capsys
+):
+    readme = importlib.import_module("benchmarks.readme")
+    shutil.copytree(ROOT / "benchmarks/results", tmp_path / "benchmarks/results")
+    shutil.copytree(ROOT / "tinymeta", tmp_path / "tinymeta", ignore=shutil.ignore_patterns("__pycache__"))
+    pages = [tmp_path / page.relative_to(ROOT) for page in readme.PAGES]
+    for page, original in zip(pages, readme.PAGES):
+        page.write_text(original.read_text("utf-8").replace("| MAML |", "| to be written |"), encoding="utf-8")
+    before = [page.read_bytes() for page in pages]
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "PAGES", pages)
+    monkeypatch.setattr(report, "pyplot", lambda: None)
+    for path in (tmp_path / "benchmarks/results").glob(wanted):
+        if path.suffix == ".json":
+            change(path)
+    with pytest.raises(SystemExit) as end:
+        report.command(lambda: readme.main([]))
+    assert end.value.code.startswith("stopped: ") and said in end.value.code and "\n" not in end.value.code
+    assert [page.read_bytes() for page in pages] == before
+
+
 def test_a_full_disk_ends_any_benchmark_in_one_line():
     with pytest.raises(SystemExit) as end:
         report.command(lambda: os.truncate("nowhere/file", 0))
