@@ -35,10 +35,11 @@ import tinymeta as tm
 from benchmarks import report
 from benchmarks.omniglot import load_data
 from benchmarks.report import at_least
-from tinymeta.tasks import glyphs
+from tinymeta.tasks import glyphs, omniglot
 
 WAYS, TRAIN_DRAWINGS, BATCH = 20, 15, 20
 TEST_ALPHABETS = 10
+MOST_ALPHABETS = sum(half.alphabets for half in omniglot.HALVES) - TEST_ALPHABETS
 TITLES = {"leap": "Leap", "reptile": "Reptile", "fomaml": "FO-MAML", "maml": "MAML", "none": "random weights"}
 
 
@@ -349,16 +350,19 @@ def main(argv=None):
     try:
         if args.seed < 0 or s.steps % s.points:
             raise ValueError(f"--seed must be 0 or more, and --steps a multiple of {s.points}")
+        if s.alphabets[-1] > MOST_ALPHABETS:
+            raise ValueError(f"--alphabets must be {MOST_ALPHABETS} at most, Omniglot's without {TEST_ALPHABETS}")
         report.require_writable(args.json, args.out / "leap.png")
         characters = load_data(args)
         need = glyphs.ALPHABET * (TEST_ALPHABETS + s.alphabets[-1])
         if characters.name == "glyphs" and len(characters.images) < need:
             characters = glyphs.load(characters=need)
-        seeds = [(seed, test_and_training(s, characters, seed)) for seed in range(args.seed, args.seed + s.seeds)]
+        test_and_training(s, characters, args.seed)  # raises where there are too few alphabets, for any seed
     except (OSError, ValueError, ImportError) as error:
         parser.error(error)
     try:
-        curves = run(s, args.methods, seeds)
+        seeds = range(args.seed, args.seed + s.seeds)
+        curves = run(s, args.methods, ((seed, test_and_training(s, characters, seed)) for seed in seeds))
     except KeyboardInterrupt:
         parser.exit(130, f"\n{parser.prog}: interrupted\n")
     if not curves:

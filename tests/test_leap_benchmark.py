@@ -274,6 +274,25 @@ def test_too_few_alphabets_are_an_error(characters):
         assert not any(np.array_equal(alphabet, other) for other in test)
 
 
+def test_more_alphabets_than_omniglot_has_are_refused_before_any_is_drawn(small, monkeypatch, capsys):
+    monkeypatch.setattr(glyphs, "load", lambda **options: pytest.fail("it draws"))
+    for n in (41, 999999999):
+        assert small("--alphabets", 1, n) == 2
+        assert "--alphabets must be 40 at most, Omniglot's without 10" in capsys.readouterr().err
+
+
+def test_any_number_of_seeds_begins_at_once(small, monkeypatch):
+    """Every seed has some 15 MB of alphabets: not all at a time."""
+    prepare, seen = benchmark.test_and_training, []
+    monkeypatch.setattr(benchmark, "test_and_training", lambda *args: seen.append(args[-1]) or prepare(*args))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "train", interrupted)
+    assert small("--seeds", 1000, "--seed", 5) == 130 and seen == [5, 5]
+
+
 def test_a_method_that_stops_does_not_take_the_others_with_it(small, capsys, monkeypatch):
     monkeypatch.setattr(report, "pyplot", lambda: None)
     monkeypatch.setattr(benchmark, "QUICK", tiny(beta=dict(reptile=1e38)))
