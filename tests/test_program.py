@@ -224,14 +224,20 @@ def test_derivatives_of_what_a_compiled_function_returned_are_refused(shards):
     f = tm.compile(squares, tasks=["xs"], stacked=[1], shards=shards)
     x, y, z = (tm.Tensor(np.arange(4.0) + i) for i in range(3))
     mean, (xx, yy) = f(x, y)
-    refused = pytest.raises(ValueError, match="^y comes from a compiled function of xs, .*: call grad inside of it$")
+    refused = pytest.raises(
+        ValueError,
+        match="^y comes from a compiled function of xs: call grad inside of it, or stop_gradient its results$",
+    )
     for wrong in (
         lambda: tm.grad(mean, [x]),
         lambda: tm.grad(tm.sum(tm.exp(xx) * z), [y]),  # f may use y for any of its results
         lambda: tm.grad(tm.sum(yy), [y, z], create_graph=True),
+        lambda: tm.grad(tm.sum(yy * z), [y, z]),  # z has a path, and y has none
+        lambda: tm.grad(tm.sum(f(x * 2, y + z)[1][0]), [z]),  # of what the arguments were computed from
         lambda: tm.vjp([z, yy], [x], [z, z]),
         lambda: tm.jvp(lambda x: f(x)[0], [x], [y]),
         lambda: tm.hvp(lambda x: f(x)[0], [x], [y]),
+        lambda: tm.hvp(lambda x: f(x * x)[0], [x], [y]),
         lambda: tm.check_grads(lambda x: f(x)[0], [x]),
     ):
         with refused:
@@ -253,6 +259,32 @@ def test_derivatives_beside_a_compiled_function_are_what_they_are():
         assert g.data.tolist() == [0, 0, 0]
     (g,) = tm.grad(tm.sum((x - a) ** 2), [x])  # a target that is held fixed
     np.testing.assert_array_equal(g.data, 2 * (x.data - a.data))
+
+
+def test_a_compiled_activation_or_rule_in_an_eager_loss_is_refused():
+    params, x = tm.nn.init_mlp(np.random.default_rng(0), [3, 4, 1], np.float64), np.ones((5, 3))
+    tanh, sgd = tm.compile(tm.tanh), tm.compile(lambda p, g, s, lr: tm.solvers.sgd(p, g, s, lr=lr))
+    theta, support, query = problem(tasks=3)
+    for wrong in (
+        lambda: tm.grad(tm.mean(tm.nn.mlp(params, x, activation=tanh) ** 2), params),  # the last layer has a path
+        lambda: tm.meta.maml(loss, theta, support, query, alpha=0.1, steps=1, rule=sgd),
+        lambda: tm.meta.maml(loss, theta, support, query, alpha=0.1, steps=2, rule=partial(sgd)),
+    ):
+        with pytest.raises(
+            ValueError, match="^y comes from a compiled function of xs: |^a compiled rule returns leaves"
+        ):
+            wrong()
+    plain, fast = (tm.meta.fomaml(loss, theta, support, query, alpha=0.1, steps=2, rule=r) for r in (sgd, sgd.f))
+    assert_same(fast, plain)  # where nothing is to flow through it
+
+
+def test_what_a_result_remembers_does_not_grow():
+    f, x = tm.compile(lambda x: 0.9 * x), tm.Tensor(np.ones(3))
+    for _ in range(5):
+        x = f(x)
+        assert len(x.kernel.args) == 1
+    y = f(x * x + x)  # x, x * x and their sum
+    assert len(y.kernel.args) == 3 and len(f(y).kernel.args) == 1
 
 
 def test_results_are_leaves_like_any_other():

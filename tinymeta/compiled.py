@@ -25,7 +25,7 @@ import numpy as np
 
 from .arguments import describe, function, whole
 from .program import OUTSIDE, PASSES, Differs, Plan, Program, flatten, holds_fixed, kernel_key, unflatten
-from .tensor import Tensor, make, replayed, state
+from .tensor import Tensor, ancestors, make, replayed, state
 
 PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
@@ -200,8 +200,13 @@ def key_of(tree, arrays):
 
 
 def returned(tree, arrays, xs):
-    """What the function returns: leaves that know by their kernel what it was called on, which `vjp` looks for."""
-    kernel = functools.partial(replayed, *[x.serial for x in xs])
+    """What the function returns: leaves that know by their kernel what it was called on, which `vjp` looks for.
+
+    And what that was computed from, back to leaves. What a compiled function has returned is one too: if its arguments
+    were kept along, those of a loop θ = f(θ) would grow forever.
+    """
+    sources = ancestors(xs, ()) if any(x.inputs for x in xs) else xs
+    kernel = functools.partial(replayed, *[x.serial for x in sources])
     return unflatten(tree, iter([make(y, kernel, (), ()) for y in arrays]))
 
 
