@@ -25,7 +25,7 @@ import numpy as np
 
 from .arguments import describe, function, whole
 from .program import OUTSIDE, PASSES, Differs, Plan, Program, flatten, holds_fixed, kernel_key, unflatten
-from .tensor import Tensor, ancestors, make, replayed, state
+from .tensor import Tensor, ancestors, make, recording, replayed, state
 
 PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
@@ -118,7 +118,7 @@ class Compiled:
         return plans[shard]
 
     def trace(self, tree, arrays):
-        with Compiled.one_at_a_time:
+        with Compiled.one_at_a_time, recording(True):  # the first caller may have turned it off
             program = Program(self.f, tree, arrays)
             for sign in (1, -1):
                 try:

@@ -214,10 +214,7 @@ def graph(*roots):
 
 
 def ancestors(ys, xs):
-    """All that the derivatives of ys flow through, as far back as the oldest x, in no particular order.
-
-    The bound keeps every inner step's walk as short as the first one's.
-    """
+    """All that derivatives of ys flow through, unordered, back to the oldest x: so every inner step's walk is short."""
     oldest = min((x.serial for x in xs), default=0)
     found, todo = set(), list(ys)
     while todo:
@@ -248,6 +245,8 @@ def vjp(y, xs, y_bar, *, create_graph=False):
     path = between(ys, xs)
     on_path, wanted = {z.serial for z in path}, {x.serial for x in xs}
     lost = wanted - on_path
+    if lost and not state.recording:
+        raise ValueError("grad finds no graph: where it is called, as in a pullback, nothing is recorded")
     of_lost = lambda z: getattr(z.kernel, "func", None) is replayed and not lost.isdisjoint(z.kernel.args)
     if lost and any(map(of_lost, ancestors(ys, xs))):
         raise ValueError("y comes from a compiled function of xs: call grad inside of it, or stop_gradient its results")
