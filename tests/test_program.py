@@ -606,6 +606,21 @@ def test_the_op_that_fails_on_later_values_is_named():
         f(np.ones(4), np.array([0, 9]))
 
 
+def test_a_kernel_that_leaves_its_place_unwritten_is_refused():
+    def sinh(x, out=None):
+        return np.sinh(x)
+
+    f = tm.compile(lambda x: tm.tensor.apply(sinh, x * 2) + 1)
+    for _ in range(2):
+        with pytest.raises(
+            TypeError, match="^compile: sinh of .*float64, shape .3,.: the kernel must write into `out`"
+        ):
+            f(np.ones(3))
+    right = tm.compile(lambda x: tm.tensor.apply(lambda x, out=None: np.sinh(x, out=out), x * 2) + 1)
+    for x in (np.ones(3), np.zeros(3)):
+        np.testing.assert_array_equal(right(x).data, np.sinh(2 * x) + 1)
+
+
 def test_zeros_of_two_signs_are_two_programs():
     f = tm.compile(lambda x, s: 1 / (x * s))
     with np.errstate(divide="ignore"):

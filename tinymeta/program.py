@@ -346,13 +346,19 @@ class Plan:
         self.calls = [call for _, calls in self.kernels for call in calls]
         self.arguments = [(n.argument, arrays[n]) for n in program.nodes if n.argument is not None]
         self.outputs, self.tree, self.buffers = [arrays[y] for y in program.outputs], program.tree, buffers.values()
+        self.first = True
 
     def __call__(self, values):
         for i, array in self.arguments:
             np.copyto(array, values[i])
         try:
-            for call in self.calls:
-                call()
+            if self.first:
+                for call in self.calls:
+                    require_written(call)
+                self.first = False
+            else:
+                for call in self.calls:
+                    call()
         except (TypeError, ValueError, IndexError) as error:  # an index out of range
             n = next(n for n, calls in self.kernels if call in calls)
             raise refusal(f"compile: {n.op}", n.inputs, error) from error
@@ -367,3 +373,10 @@ def bind(kernel, inputs, out):
     if isinstance(kernel, np.ufunc):
         return [partial(kernel, *inputs, out)]
     return [partial(kernel, *inputs, out=out)]
+
+
+def require_written(call):
+    """Run it, and raise TypeError where a kernel has made an array of its own: what it was to fill is still garbage."""
+    result, out = call(), getattr(call, "keywords", {}).get("out")
+    if out is not None and result is not out:
+        raise TypeError("the kernel must write into `out` if that is given, and return it")

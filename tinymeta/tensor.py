@@ -149,7 +149,7 @@ def make(data, kernel, inputs, pullbacks):
 def apply(kernel, *inputs, pullbacks=()):
     """z = kernel(*inputs), recorded.
 
-    kernel(*arrays, out=None) returns an array, written into `out` if that is given; it can be run again at any time.
+    kernel(*arrays, out=None) returns an array, which is `out` if that is given; it can be run again at any time.
     pullbacks: one per input, (z, z̄) -> x̄ in Tensor ops, or None for an input without a derivative (a mask, an index).
     None at all: z is piecewise constant. A pullback calls neither grad nor vjp, as without create_graph nothing is
     recorded. It is handed z: closing over its own output would be a reference cycle, and graphs not freed at once.
