@@ -621,6 +621,45 @@ def test_a_kernel_that_leaves_its_place_unwritten_is_refused():
         np.testing.assert_array_equal(right(x).data, np.sinh(2 * x) + 1)
 
 
+def scale(by, x, out=None):
+    return np.multiply(x, by, out=out)
+
+
+def gain(x, by, out=None):
+    return np.multiply(x, by[0], out=out)
+
+
+MIDDLES = [np.where(np.arange(3000) == 1500, by, 0.0) for by in (1.0, 2.0)]  # repr shows the ends
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        (partial(scale, 2.0), partial(scale, 3.0)),
+        tuple(partial(scale, by) for by in MIDDLES),
+        tuple(partial(gain, by=(by,)) for by in MIDDLES),
+        tuple(partial(gain, by=[tm.Tensor(by).data]) for by in MIDDLES),
+    ],
+)
+def test_kernels_that_differ_in_what_they_hold_are_two(kernels):
+    f = lambda x: tm.tensor.apply(kernels[0], x) - tm.tensor.apply(kernels[1], x)
+    x = np.ones(3000)
+    np.testing.assert_array_equal(tm.compile(f)(x).data, f(tm.Tensor(x)).data)
+    assert np.abs(f(tm.Tensor(x)).data).max() == 1
+    same = tm.compile(lambda x: tm.tensor.apply(kernels[0], x) * tm.tensor.apply(kernels[0], x)).program(x)
+    assert [n.op for n in same.nodes].count(kernels[0].func.__name__) == 1
+
+
+def test_a_kernel_may_be_an_object():
+    class Double:
+        def __call__(self, x, out=None):
+            return np.multiply(x, 2, out=out)
+
+    f = lambda x: tm.tensor.apply(Double(), x) + 1
+    y = tm.tensor.apply(Double(), tm.Tensor(3.0))
+    assert y.op == "Double" and tm.compile(f)(np.ones(2)).data.tolist() == [3, 3]
+
+
 def test_zeros_of_two_signs_are_two_programs():
     f = tm.compile(lambda x, s: 1 / (x * s))
     with np.errstate(divide="ignore"):

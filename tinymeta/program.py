@@ -298,7 +298,19 @@ def function_of(kernel):
 
 def kernel_key(kernel):
     """What tells kernels apart: the function, and its static arguments (axes, shapes, slices) as text."""
-    return function_of(kernel), repr(sorted(getattr(kernel, "keywords", {}).items()))
+    static = [*getattr(kernel, "args", ()), *sorted(getattr(kernel, "keywords", {}).items())]
+    return function_of(kernel), text(static)
+
+
+def text(x):
+    """repr, but of all elements of an array."""
+    if isinstance(x, np.ndarray):
+        return f"array({x.dtype}, {x.shape}, {x.tobytes()})"
+    if isinstance(x, dict):
+        return text(list(x.items()))
+    if isinstance(x, (list, tuple)):
+        return f"{type(x).__name__}({', '.join(map(text, x))})"
+    return text(x.data) if isinstance(x, Tensor) else repr(x)
 
 
 def is_elementwise(kernel):

@@ -104,7 +104,8 @@ class Tensor:
 
 
 def op_name(kernel):
-    return "leaf" if kernel is None else getattr(kernel, "func", kernel).__name__.strip("_")  # func: of a partial
+    f = getattr(kernel, "func", kernel)  # func: of a partial
+    return "leaf" if f is None else getattr(f, "__name__", type(f).__name__).strip("_")
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
