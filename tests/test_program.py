@@ -408,6 +408,28 @@ def test_shards_are_asked_for_in_terms_of_the_function():
         tm.compile(tm.mean, tasks=["x"], shards=2)(x)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_that_are_no_means_over_tasks_are_refused(dtype):
+    x = (np.random.default_rng(0).random((5, 3)) * np.array([[1], [10], [1], [1], [1]])).astype(dtype)
+    rms, first = lambda x: tm.sqrt(tm.mean(x * x)), lambda x: tm.mean(x[:1], axis=0)
+    for f in (tm.sum, tm.max, rms, first, lambda x: tm.mean(x) ** 2):
+        compiled = tm.compile(lambda x, f=f: (x * 2, tm.mean(x), f(x)), tasks=["x"], stacked=[0], shards=2)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="^compile: result 2 is no mean over tasks, .*named in `stacked`$"):
+                compiled(x)
+    means = lambda x: (tm.mean(x), tm.mean(tm.mean(tm.exp(x), axis=1)), tm.mean(x, axis=0), tm.Tensor(np.ones(2)))
+    for values in (x, 0 * x, np.nan * x, x + np.inf):
+        for y, z in zip(tm.compile(means, tasks=["x"], shards=3)(values), means(tm.Tensor(values))):
+            np.testing.assert_allclose(y.data, z.data, rtol=1e-5, atol=1e-6)
+
+
+def test_an_argument_with_tasks_that_is_left_at_its_default_is_split():
+    weights = np.array([1.0, 3.0])
+    f = lambda t, x, w=weights: (tm.mean(t * x * w),)
+    compiled, x = tm.compile(f, tasks=["x", "w"], shards=2), np.array([1.0, 10.0])
+    assert compiled(1.0, x)[0].item() == compiled(1.0, x, weights)[0].item() == 15.5
+
+
 # ---- what it refuses -------------------------------------------------------------------------------------------------
 
 GENERATOR = np.random.default_rng(0)
@@ -714,7 +736,8 @@ def test_after_an_error_in_one_shard_the_next_call_waits_for_the_others(monkeypa
     assert not running
     failed, plans[:] = plans[:], []
     assert_same(f(np.ones((2, 3))), (tm.Tensor(1.0), tm.Tensor(np.full((2, 3), 2.0))))
-    assert len(plans) == 2 and not set(plans) & set(failed)  # nor if the wait had been cut short
+    # of the last five, three are to see that the results are means
+    assert len(plans) == 5 and not set(plans) & set(failed)  # nor if the wait had been cut short
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

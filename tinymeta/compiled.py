@@ -140,6 +140,8 @@ class Compiled:
 
     def sharded(self, bound):
         """The call in parts: to each its share of the arrays that have tasks, and all of the others."""
+        if self.tasks - set(bound.arguments):
+            bound.apply_defaults()
         tree, xs = flatten((bound.args, bound.kwargs))
         arrays = [x.data for x in xs]
         for name in self.tasks & set(bound.arguments):
@@ -154,21 +156,41 @@ class Compiled:
         parts = [(a, b) for a, b in zip(ends, ends[1:]) if a < b] or [(0, 0)]
         values = [[x[a:b] if split else x for x, split in zip(arrays, of_tasks)] for a, b in parts]
         if len(parts) > 1 and key_of(tree, values[0]) not in self.programs:
-            self.require_stacked(tree, arrays, of_tasks)
+            self.require_joinable(tree, arrays, of_tasks)
         plans = [self.plan(i, tree, part) for i, part in enumerate(values)]
         results = self.run(plans, values)
         tree, weights = plans[0].tree, [(b - a) / n if n else 1.0 for a, b in parts]
         ys = [combine(ys, weights, i in self.stacked) for *ys, i in zip(*results, positions(tree))]
         return returned(tree, ys, xs)
 
-    def require_stacked(self, tree, arrays, of_tasks):
-        """Raise ValueError unless `stacked` is what grows with the number of tasks."""
-        with Compiled.one_at_a_time:
-            one, two = (self.tried(tree, [a[:n] if split else a for a, split in zip(arrays, of_tasks)]) for n in (1, 2))
-        for i, y, z in zip(positions(one.tree), one.outputs, two.outputs):
+    def require_joinable(self, tree, arrays, of_tasks):
+        """Raise ValueError unless `stacked` is what grows with the number of tasks, and the others are means.
+
+        Of the first two tasks, and in float32 only to 10 %: Adam makes whole steps of gradients that are all rounding.
+        """
+        programs, values = [], []
+        with Compiled.one_at_a_time, recording(True):
+            for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
+                of_part = [a[part] if split else a for a, split in zip(arrays, of_tasks)]
+                programs.append(self.tried(tree, of_part))
+                with np.errstate(all="ignore"):
+                    values.append(Plan(programs[-1])(of_part))
+        for i, y, z in zip(positions(programs[0].tree), programs[0].outputs, programs[2].outputs):
             if (y.shape != z.shape) != (i in self.stacked):
                 does = "does not have" if i in self.stacked else "has"
                 raise ValueError(f"compile: stacked is {sorted(self.stacked)}, but result {i} {does} an axis of tasks")
+        of = positions(programs[0].tree)
+        for i in sorted(set(of) - self.stacked):
+            parts = [[y for y, k in zip(ys, of) if k == i and y.dtype.kind == "f"] for ys in values]
+            tolerance = 0.1 if any(y.dtype == np.float32 for y in parts[0]) else 1e-4
+            one, other, both = map(flat, parts)
+            with np.errstate(all="ignore"):
+                error, *sizes = map(np.linalg.norm, (both - (one + other) / 2, one, other, both))
+            if error > tolerance * max(sizes):  # not so for NaN
+                raise ValueError(
+                    f"compile: result {i} is no mean over tasks, which is how the results of shards are joined: return"
+                    " a mean, or what has the tasks as first axis, named in `stacked`"
+                )
 
     def run(self, plans, values):
         """Each plan on its values, at once. Ctrl-C waits for all of them, as any error does."""
@@ -262,6 +284,10 @@ def positions(tree):
 def count(tree):
     """The number of Tensors in a nested result."""
     return len(flatten(unflatten(tree, itertools.repeat(Tensor(0.0))))[1])
+
+
+def flat(ys):
+    return np.concatenate([np.zeros(0), *[np.ravel(y) for y in ys]])
 
 
 def combine(ys, weights, stack):
