@@ -509,6 +509,44 @@ def test_what_depends_on_values_outside_of_the_graph_is_refused(f, said):
     assert str(error.value).startswith("compile: ") and any(part in str(error.value) for part in said.split("|"))
 
 
+def picks(x, k):
+    return x[k.data]
+
+
+@pytest.mark.parametrize(
+    ("f", "k"),
+    [
+        (lambda x, k: x * k.item(), np.array(2)),
+        (lambda x, k: x * 2 if k.item() else x, np.array(True)),
+        (lambda x, k: x * 2 if k.item() else x, np.array(1, np.uint8)),
+        (lambda x, k: x * k.data, np.ones(3, bool)),
+        (picks, np.array([1])),
+        (lambda x, k: sum(x for _ in range(k.item())), np.array(3)),
+    ],
+)
+def test_what_depends_on_integers_and_masks_of_one_value_is_refused(f, k):
+    with pytest.raises(ValueError, match="^compile: .*(depends on values|on other values)"):
+        tm.compile(f)(np.ones(3), k)
+
+
+@pytest.mark.parametrize(
+    ("f", "k"),
+    [
+        (lambda x, k: x[k], np.array(0)),
+        (lambda x, k: x[k], np.array([2, 2])),
+        (lambda x, k: x[:1][k], np.array([0])),  # there is no other index
+        (lambda x, k: x * k, np.array(2)),
+        (lambda x, k: tm.where(k, x, -x), np.ones(3, bool)),
+        (lambda x, k: tm.nn.cross_entropy(x[None, None], k[None]), np.array([2])),
+        (lambda x, k: x[np.flatnonzero(x.data < 9)] * k, np.array(False)),
+    ],
+)
+def test_what_reads_integers_and_masks_of_one_value_as_tensors_is_not(f, k):
+    compiled, x = tm.compile(f), np.arange(3.0)
+    for _ in range(2):
+        assert_same(compiled(x, k), tm.stop_gradient(f(tm.Tensor(x), tm.Tensor(k))))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_function_that_asks_for_values_of_one_sign_is_traced_on_such(sign):
     def f(x):

@@ -236,12 +236,17 @@ def returned(tree, arrays, xs):
 
 
 def moved(arrays, sign):
-    """Arrays of other values: the same ones in another order, floats also larger or smaller, and times `sign`."""
+    """Arrays of other values: the same ones in another order, floats also larger or smaller, and times `sign`.
+
+    Of integers and booleans that are the same in any order as a single one is, those with sign −1 are others.
+    """
     rng, result = np.random.default_rng(0), []
     for a in arrays:
         b = a.ravel()[rng.permutation(a.size)].reshape(a.shape)
         if b.dtype.kind == "f":
             b = sign * np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
+        elif sign < 0 and (a == b).all():
+            b = ~b if b.dtype.kind == "b" else np.where(b > 0, b - 1, b + 1)  # an index stays one, nearly always
         result.append(b.astype(a.dtype))
     return result
 
