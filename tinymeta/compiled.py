@@ -152,7 +152,8 @@ class Compiled:
         if len(sizes) != 1 or () in sizes:
             raise ValueError(f"compile: arrays of {sorted(self.tasks)} must have the tasks as first axis, got {sizes}")
         ((n,),) = sizes
-        ends = [n * i // self.shards for i in range(self.shards + 1)]
+        shards = max(1, min(self.shards, n))
+        ends = [n * i // shards for i in range(shards + 1)]
         parts = [(a, b) for a, b in zip(ends, ends[1:]) if a < b] or [(0, 0)]
         values = [[x[a:b] if split else x for x, split in zip(arrays, of_tasks)] for a, b in parts]
         if len(parts) > 1 and key_of(tree, values[0]) not in self.programs:
