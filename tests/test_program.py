@@ -722,6 +722,17 @@ def test_a_kernel_may_be_an_object():
     assert y.op == "Double" and tm.compile(f)(np.ones(2)).data.tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("passes", [(), p.PASSES], ids=["none", "all"])
+def test_what_the_function_reads_beside_its_arguments_stays_as_it_was(passes):
+    w, wide = np.arange(6.0).reshape(2, 3), np.broadcast_to(np.ones(1), (1000, 1000))
+    f = tm.compile(lambda x: x * w + tm.Tensor(w) * 2 + tm.Tensor(w).T.reshape(2, 3), passes=passes)
+    before = f(np.ones((2, 3)))
+    w[:] = 5
+    assert_same(f(np.ones((2, 3))), before)
+    constants = [n.array for n in tm.compile(lambda x: x * wide).program(np.ones(())).nodes if n.constant]
+    assert constants[0].strides == (0, 0) and constants[0].shape == wide.shape  # and takes no memory
+
+
 def test_zeros_of_two_signs_are_two_programs():
     f = tm.compile(lambda x, s: 1 / (x * s))
     with np.errstate(divide="ignore"):

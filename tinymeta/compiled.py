@@ -130,6 +130,9 @@ class Compiled:
                         raise
         for optimise in self.passes:
             optimise(program)
+        for n in program.nodes:
+            if n.constant:
+                n.array = copied(n.array)
         return program
 
     def tried(self, tree, arrays, most=math.inf):
@@ -231,6 +234,12 @@ def returned(tree, arrays, xs):
     sources = ancestors(xs, ()) if any(x.inputs for x in xs) else xs
     kernel = functools.partial(replayed, *[x.serial for x in sources])
     return unflatten(tree, iter([make(y, kernel, (), ()) for y in arrays]))
+
+
+def copied(a):
+    """The array, which nobody else can change; what is broadcast stays so."""
+    part = a[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in a.strides)]
+    return np.broadcast_to(part.copy("K"), a.shape)
 
 
 # ---- the trace on other values ---------------------------------------------------------------------------------------
