@@ -185,6 +185,13 @@ def test_a_compiled_function_within_another_one():
     np.testing.assert_array_equal(f(np.arange(3.0)).data, [0, 2, 4])
 
 
+def test_a_compiled_function_within_another_one_has_tensors_too():
+    inner = tm.compile(lambda xs, scale: tm.grad(tm.sum(xs["x"] ** 3) * scale, [xs["x"]])[0])
+    f = tm.compile(lambda x: x * inner({"x": np.full(3, 2.0)}, scale=2))
+    for _ in range(2):
+        assert f(np.arange(3.0)).data.tolist() == [0, 24, 48]
+
+
 def test_threads_wait_for_each_other():
     f = tm.compile(lambda x: tm.sum(tm.exp(x) * x))
     xs = np.random.default_rng(0).standard_normal((8, 100))
@@ -576,6 +583,13 @@ def test_results_that_are_no_tensors_are_refused():
     for f in (lambda x: x.item(), lambda x: [x, 1.0], lambda x: x.data):
         with pytest.raises(TypeError, match="compile: f returned .*: it returns Tensors"):
             tm.compile(f)(np.ones(()))
+
+
+def test_a_function_without_a_signature_is_refused():
+    with pytest.raises(
+        TypeError, match="^compile: Python can't tell the parameters of <built-in function min>: wrap it"
+    ):
+        tm.compile(min)
 
 
 def test_what_holds_no_memory_of_the_trace():

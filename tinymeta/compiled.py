@@ -71,8 +71,12 @@ class Compiled:
                 raise TypeError(f"compile: {name} is a tuple, got {describe(collection)}: write ({name},)")
         for i in stacked:
             whole(**{"a position in stacked": i})
+        try:
+            self.signature = inspect.signature(f)
+        except ValueError:
+            raise TypeError(f"compile: Python can't tell the parameters of {f!r:.60}: wrap it in a function") from None
         functools.update_wrapper(self, f)
-        self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
+        self.f, self.passes = f, [p for p in PASSES if p in passes]
         self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
         unknown = self.tasks - set(self.signature.parameters)
         if unknown or shards > 1 and not tasks:
@@ -83,6 +87,8 @@ class Compiled:
 
     def __call__(self, *args, **keywords):
         if state.tape:  # a part of another program
+            tree, xs = flatten((args, keywords))
+            args, keywords = unflatten(tree, iter(xs))
             return self.f(*args, **keywords)
         if self.running == threading.get_ident():
             raise RuntimeError(
