@@ -678,7 +678,7 @@ def test_passes_run_in_their_order():
 def test_the_op_that_fails_on_later_values_is_named():
     f = tm.compile(lambda x, i: tm.exp(tm.sin(x) * 2)[i] * 3)
     f(np.ones(4), np.array([0, 1]))
-    with pytest.raises(IndexError, match="^compile: gather of .*: index 9 is out of bounds"):
+    with pytest.raises(IndexError, match="^compile: gather of an array of float64, shape .4,., .*: index 9 is out of"):
         f(np.ones(4), np.array([0, 9]))
 
 
@@ -689,7 +689,7 @@ def test_a_kernel_that_leaves_its_place_unwritten_is_refused():
     f = tm.compile(lambda x: tm.tensor.apply(sinh, x * 2) + 1)
     for _ in range(2):
         with pytest.raises(
-            TypeError, match="^compile: sinh of .*float64, shape .3,.: the kernel must write into `out`"
+            TypeError, match="^compile: sinh of an array of float64, shape .3,.: the kernel must write into `out`"
         ):
             f(np.ones(3))
     right = tm.compile(lambda x: tm.tensor.apply(lambda x, out=None: np.sinh(x, out=out), x * 2) + 1)
