@@ -585,6 +585,32 @@ def test_results_that_are_no_tensors_are_refused():
             tm.compile(f)(np.ones(()))
 
 
+def test_an_object_that_may_change_is_refused():
+    class Model:
+        w = 1.0
+
+    for x in (Model(), {"w": 1.0}.values(), np.random.default_rng(0)):
+        with pytest.raises(
+            TypeError, match="^compile: an? .* would stay as it is now, whatever changes in it: pass what"
+        ):
+            tm.compile(lambda x, y: y * 2)(x, np.ones(1))
+    kept = (
+        None,
+        ...,
+        "text",
+        1j,
+        frozenset([1]),
+        range(3),
+        tm.sin,
+        partial(tm.sin),
+        Model,
+        np.dtype("f4"),
+        signal.SIGINT,
+    )
+    for x in kept:
+        assert tm.compile(lambda x, y: y * 2)(x, np.ones(1)).item() == 2
+
+
 def test_a_function_without_a_signature_is_refused():
     with pytest.raises(
         TypeError, match="^compile: Python can't tell the parameters of <built-in function min>: wrap it"

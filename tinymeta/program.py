@@ -64,6 +64,10 @@ def flatten(x, results=False):
         hash(x)
     except TypeError:
         raise TypeError(f"compile: a fixed value must be hashable, got {describe(x)}: pass a list or a tuple") from None
+    if type(x).__hash__ is object.__hash__ and not callable(x) and x is not None and x is not ...:
+        raise TypeError(
+            f"compile: {describe(x)} would stay as it is now, whatever changes in it: pass what f reads of it"
+        )
     if isinstance(x, float):
         return Fixed(type(x), x if x == x else math.nan, math.copysign(1.0, x)), []  # one NaN, which is equal to itself
     return Fixed(type(x), x), []
