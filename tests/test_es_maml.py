@@ -266,6 +266,34 @@ def test_it_never_takes_a_derivative(algorithm, options, monkeypatch):
         tm.meta.maml(loss, theta, support, query, alpha=ALPHA, steps=2)
 
 
+def adapting(phi, data):
+    """A loss with a gradient step inside: |q − data|² after q ← φ − ½ · 2 (φ − data) is 0, whatever φ."""
+    adapted = tm.solvers.gradient_descent(lambda q, k: tm.sum((q[0] - data) ** 2, axis=1), phi, lr=0.5, steps=1)
+    return tm.sum((adapted[0] - data) ** 2, axis=1)
+
+
+def penalised(phi, data):
+    (g,) = tm.grad(tm.sum(tm.sin(phi[0]) * data), [phi[0]], create_graph=True)
+    return tm.sum(g * g, axis=1)
+
+
+@each_algorithm
+def test_a_loss_may_take_gradients_of_its_own(algorithm, options):
+    theta, data = [tm.Tensor(THETA)], np.stack([CENTRE] * 2)
+    rest = dict(alpha=0.1, steps=1, sigma=0.01, noise=noise_for(theta, tasks=2, steps=1))
+    assert algorithm(adapting, theta, data, data, **rest, **options)[0].item() < 1e-20
+    by_hand = lambda phi, data: tm.sum((tm.cos(phi[0]) * data) ** 2, axis=1)
+    compiled = tm.compile(penalised)  # called here first, and outside, where gradients are recorded, after that
+    for f in (penalised, compiled):
+        value, (g,) = algorithm(f, theta, data, data, **rest, **options)
+        expected, (h,) = algorithm(by_hand, theta, data, data, **rest, **options)
+        assert value.item() == pytest.approx(expected.item()) and value.inputs == g.inputs == ()
+        np.testing.assert_allclose(g.data, h.data, rtol=1e-8)
+    for phi in [np.stack([THETA] * 4 * n) for n in (4, 3)]:  # as many as the populations have
+        c = np.repeat(data, len(phi) // 2, axis=0)
+        np.testing.assert_allclose(compiled([phi], c).data, by_hand([tm.Tensor(phi)], c).data)
+
+
 # ---- as every algorithm ----------------------------------------------------------------------------------------------
 
 

@@ -126,7 +126,7 @@ CALLS = {
     "compile": (tm.compile, {"f": scalar, "tasks": (), "stacked": (), "shards": 1}),
     "a compiled function": (lambda x, y: tm.compile(scalar)(x, y), {"x": X, "y": T(Y)}),
     "a sharded function": (
-        lambda x, y: tm.compile(lambda x, y: [scalar(x, y)], tasks=("x", "y"), shards=2)(x, y),
+        lambda x, y: tm.compile(lambda x, y: [scalar(x, y) / len(x)], tasks=("x", "y"), shards=2)(x, y),
         {"x": X, "y": T(Y)},
     ),
     # nn

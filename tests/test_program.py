@@ -185,6 +185,13 @@ def test_a_compiled_function_within_another_one():
     np.testing.assert_array_equal(f(np.arange(3.0)).data, [0, 2, 4])
 
 
+def test_a_compiled_function_within_another_one_has_tensors_too():
+    inner = tm.compile(lambda xs, scale: tm.grad(tm.sum(xs["x"] ** 3) * scale, [xs["x"]])[0])
+    f = tm.compile(lambda x: x * inner({"x": np.full(3, 2.0)}, scale=2))
+    for _ in range(2):
+        assert f(np.arange(3.0)).data.tolist() == [0, 24, 48]
+
+
 def test_threads_wait_for_each_other():
     f = tm.compile(lambda x: tm.sum(tm.exp(x) * x))
     xs = np.random.default_rng(0).standard_normal((8, 100))
@@ -224,14 +231,20 @@ def test_derivatives_of_what_a_compiled_function_returned_are_refused(shards):
     f = tm.compile(squares, tasks=["xs"], stacked=[1], shards=shards)
     x, y, z = (tm.Tensor(np.arange(4.0) + i) for i in range(3))
     mean, (xx, yy) = f(x, y)
-    refused = pytest.raises(ValueError, match="^y comes from a compiled function of xs, .*: call grad inside of it$")
+    refused = pytest.raises(
+        ValueError,
+        match="^y comes from a compiled function of xs: call grad inside of it, or stop_gradient its results$",
+    )
     for wrong in (
         lambda: tm.grad(mean, [x]),
         lambda: tm.grad(tm.sum(tm.exp(xx) * z), [y]),  # f may use y for any of its results
         lambda: tm.grad(tm.sum(yy), [y, z], create_graph=True),
+        lambda: tm.grad(tm.sum(yy * z), [y, z]),  # z has a path, and y has none
+        lambda: tm.grad(tm.sum(f(x * 2, y + z)[1][0]), [z]),  # of what the arguments were computed from
         lambda: tm.vjp([z, yy], [x], [z, z]),
         lambda: tm.jvp(lambda x: f(x)[0], [x], [y]),
         lambda: tm.hvp(lambda x: f(x)[0], [x], [y]),
+        lambda: tm.hvp(lambda x: f(x * x)[0], [x], [y]),
         lambda: tm.check_grads(lambda x: f(x)[0], [x]),
     ):
         with refused:
@@ -253,6 +266,32 @@ def test_derivatives_beside_a_compiled_function_are_what_they_are():
         assert g.data.tolist() == [0, 0, 0]
     (g,) = tm.grad(tm.sum((x - a) ** 2), [x])  # a target that is held fixed
     np.testing.assert_array_equal(g.data, 2 * (x.data - a.data))
+
+
+def test_a_compiled_activation_or_rule_in_an_eager_loss_is_refused():
+    params, x = tm.nn.init_mlp(np.random.default_rng(0), [3, 4, 1], np.float64), np.ones((5, 3))
+    tanh, sgd = tm.compile(tm.tanh), tm.compile(lambda p, g, s, lr: tm.solvers.sgd(p, g, s, lr=lr))
+    theta, support, query = problem(tasks=3)
+    for wrong in (
+        lambda: tm.grad(tm.mean(tm.nn.mlp(params, x, activation=tanh) ** 2), params),  # the last layer has a path
+        lambda: tm.meta.maml(loss, theta, support, query, alpha=0.1, steps=1, rule=sgd),
+        lambda: tm.meta.maml(loss, theta, support, query, alpha=0.1, steps=2, rule=partial(sgd)),
+    ):
+        with pytest.raises(
+            ValueError, match="^y comes from a compiled function of xs: |^a compiled rule returns leaves"
+        ):
+            wrong()
+    plain, fast = (tm.meta.fomaml(loss, theta, support, query, alpha=0.1, steps=2, rule=r) for r in (sgd, sgd.f))
+    assert_same(fast, plain)  # where nothing is to flow through it
+
+
+def test_what_a_result_remembers_does_not_grow():
+    f, x = tm.compile(lambda x: 0.9 * x), tm.Tensor(np.ones(3))
+    for _ in range(5):
+        x = f(x)
+        assert len(x.kernel.args) == 1
+    y = f(x * x + x)  # x, x * x and their sum
+    assert len(y.kernel.args) == 3 and len(f(y).kernel.args) == 1
 
 
 def test_results_are_leaves_like_any_other():
@@ -369,11 +408,35 @@ def test_shards_are_asked_for_in_terms_of_the_function():
     for stacked, error in [((-1,), ValueError), (("x",), TypeError)]:
         with pytest.raises(error, match="a position in stacked must be 0 or more"):
             tm.compile(both, tasks=["x"], stacked=stacked, shards=2)
-    for n in (0, 1, 5):  # also more shards than tasks, and no tasks
-        means, stacks = tm.compile(lambda w, x: (tm.mean(w * w), x * 2), tasks=["x"], stacked=[1], shards=2)(x, x[:n])
-        assert means.item() == 1 and stacks.shape == x[:n].shape
+    for n in (0, 1, 4):  # also more shards than tasks, and no tasks
+        for shards in (2, 10**10):
+            f = tm.compile(lambda w, x: (tm.mean(w * w), x * 2), tasks=["x"], stacked=[1], shards=shards)
+            means, stacks = f(x, x[:n])
+            assert means.item() == 1 and stacks.shape == x[:n].shape
     with pytest.raises(TypeError, match="a list or a tuple"):
         tm.compile(tm.mean, tasks=["x"], shards=2)(x)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_that_are_no_means_over_tasks_are_refused(dtype):
+    x = (np.random.default_rng(0).random((5, 3)) * np.array([[1], [10], [1], [1], [1]])).astype(dtype)
+    rms, first = lambda x: tm.sqrt(tm.mean(x * x)), lambda x: tm.mean(x[:1], axis=0)
+    for f in (tm.sum, tm.max, rms, first, lambda x: tm.mean(x) ** 2):
+        compiled = tm.compile(lambda x, f=f: (x * 2, tm.mean(x), f(x)), tasks=["x"], stacked=[0], shards=2)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="^compile: result 2 is no mean over tasks, .*named in `stacked`$"):
+                compiled(x)
+    means = lambda x: (tm.mean(x), tm.mean(tm.mean(tm.exp(x), axis=1)), tm.mean(x, axis=0), tm.Tensor(np.ones(2)))
+    for values in (x, 0 * x, np.nan * x, x + np.inf):
+        for y, z in zip(tm.compile(means, tasks=["x"], shards=3)(values), means(tm.Tensor(values))):
+            np.testing.assert_allclose(y.data, z.data, rtol=1e-5, atol=1e-6)
+
+
+def test_an_argument_with_tasks_that_is_left_at_its_default_is_split():
+    weights = np.array([1.0, 3.0])
+    f = lambda t, x, w=weights: (tm.mean(t * x * w),)
+    compiled, x = tm.compile(f, tasks=["x", "w"], shards=2), np.array([1.0, 10.0])
+    assert compiled(1.0, x)[0].item() == compiled(1.0, x, weights)[0].item() == 15.5
 
 
 # ---- what it refuses -------------------------------------------------------------------------------------------------
@@ -455,6 +518,44 @@ def test_what_depends_on_values_outside_of_the_graph_is_refused(f, said):
     assert str(error.value).startswith("compile: ") and any(part in str(error.value) for part in said.split("|"))
 
 
+def picks(x, k):
+    return x[k.data]
+
+
+@pytest.mark.parametrize(
+    ("f", "k"),
+    [
+        (lambda x, k: x * k.item(), np.array(2)),
+        (lambda x, k: x * 2 if k.item() else x, np.array(True)),
+        (lambda x, k: x * 2 if k.item() else x, np.array(1, np.uint8)),
+        (lambda x, k: x * k.data, np.ones(3, bool)),
+        (picks, np.array([1])),
+        (lambda x, k: sum(x for _ in range(k.item())), np.array(3)),
+    ],
+)
+def test_what_depends_on_integers_and_masks_of_one_value_is_refused(f, k):
+    with pytest.raises(ValueError, match="^compile: .*(depends on values|on other values)"):
+        tm.compile(f)(np.ones(3), k)
+
+
+@pytest.mark.parametrize(
+    ("f", "k"),
+    [
+        (lambda x, k: x[k], np.array(0)),
+        (lambda x, k: x[k], np.array([2, 2])),
+        (lambda x, k: x[:1][k], np.array([0])),  # there is no other index
+        (lambda x, k: x * k, np.array(2)),
+        (lambda x, k: tm.where(k, x, -x), np.ones(3, bool)),
+        (lambda x, k: tm.nn.cross_entropy(x[None, None], k[None]), np.array([2])),
+        (lambda x, k: x[np.flatnonzero(x.data < 9)] * k, np.array(False)),
+    ],
+)
+def test_what_reads_integers_and_masks_of_one_value_as_tensors_is_not(f, k):
+    compiled, x = tm.compile(f), np.arange(3.0)
+    for _ in range(2):
+        assert_same(compiled(x, k), tm.stop_gradient(f(tm.Tensor(x), tm.Tensor(k))))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_function_that_asks_for_values_of_one_sign_is_traced_on_such(sign):
     def f(x):
@@ -482,6 +583,39 @@ def test_results_that_are_no_tensors_are_refused():
     for f in (lambda x: x.item(), lambda x: [x, 1.0], lambda x: x.data):
         with pytest.raises(TypeError, match="compile: f returned .*: it returns Tensors"):
             tm.compile(f)(np.ones(()))
+
+
+def test_an_object_that_may_change_is_refused():
+    class Model:
+        w = 1.0
+
+    for x in (Model(), {"w": 1.0}.values(), np.random.default_rng(0)):
+        with pytest.raises(
+            TypeError, match="^compile: an? .* would stay as it is now, whatever changes in it: pass what"
+        ):
+            tm.compile(lambda x, y: y * 2)(x, np.ones(1))
+    kept = (
+        None,
+        ...,
+        "text",
+        1j,
+        frozenset([1]),
+        range(3),
+        tm.sin,
+        partial(tm.sin),
+        Model,
+        np.dtype("f4"),
+        signal.SIGINT,
+    )
+    for x in kept:
+        assert tm.compile(lambda x, y: y * 2)(x, np.ones(1)).item() == 2
+
+
+def test_a_function_without_a_signature_is_refused():
+    with pytest.raises(
+        TypeError, match="^compile: Python can't tell the parameters of <built-in function min>: wrap it"
+    ):
+        tm.compile(min)
 
 
 def test_what_holds_no_memory_of_the_trace():
@@ -570,8 +704,73 @@ def test_passes_run_in_their_order():
 def test_the_op_that_fails_on_later_values_is_named():
     f = tm.compile(lambda x, i: tm.exp(tm.sin(x) * 2)[i] * 3)
     f(np.ones(4), np.array([0, 1]))
-    with pytest.raises(IndexError, match="^compile: gather of .*: index 9 is out of bounds"):
+    with pytest.raises(IndexError, match="^compile: gather of an array of float64, shape .4,., .*: index 9 is out of"):
         f(np.ones(4), np.array([0, 9]))
+
+
+def test_a_kernel_that_leaves_its_place_unwritten_is_refused():
+    def sinh(x, out=None):
+        return np.sinh(x)
+
+    f = tm.compile(lambda x: tm.tensor.apply(sinh, x * 2) + 1)
+    for _ in range(2):
+        with pytest.raises(
+            TypeError, match="^compile: sinh of an array of float64, shape .3,.: the kernel must write into `out`"
+        ):
+            f(np.ones(3))
+    right = tm.compile(lambda x: tm.tensor.apply(lambda x, out=None: np.sinh(x, out=out), x * 2) + 1)
+    for x in (np.ones(3), np.zeros(3)):
+        np.testing.assert_array_equal(right(x).data, np.sinh(2 * x) + 1)
+
+
+def scale(by, x, out=None):
+    return np.multiply(x, by, out=out)
+
+
+def gain(x, by, out=None):
+    return np.multiply(x, by[0], out=out)
+
+
+MIDDLES = [np.where(np.arange(3000) == 1500, by, 0.0) for by in (1.0, 2.0)]  # repr shows the ends
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        (partial(scale, 2.0), partial(scale, 3.0)),
+        tuple(partial(scale, by) for by in MIDDLES),
+        tuple(partial(gain, by=(by,)) for by in MIDDLES),
+        tuple(partial(gain, by=[tm.Tensor(by).data]) for by in MIDDLES),
+    ],
+)
+def test_kernels_that_differ_in_what_they_hold_are_two(kernels):
+    f = lambda x: tm.tensor.apply(kernels[0], x) - tm.tensor.apply(kernels[1], x)
+    x = np.ones(3000)
+    np.testing.assert_array_equal(tm.compile(f)(x).data, f(tm.Tensor(x)).data)
+    assert np.abs(f(tm.Tensor(x)).data).max() == 1
+    same = tm.compile(lambda x: tm.tensor.apply(kernels[0], x) * tm.tensor.apply(kernels[0], x)).program(x)
+    assert [n.op for n in same.nodes].count(kernels[0].func.__name__) == 1
+
+
+def test_a_kernel_may_be_an_object():
+    class Double:
+        def __call__(self, x, out=None):
+            return np.multiply(x, 2, out=out)
+
+    f = lambda x: tm.tensor.apply(Double(), x) + 1
+    y = tm.tensor.apply(Double(), tm.Tensor(3.0))
+    assert y.op == "Double" and tm.compile(f)(np.ones(2)).data.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("passes", [(), p.PASSES], ids=["none", "all"])
+def test_what_the_function_reads_beside_its_arguments_stays_as_it_was(passes):
+    w, wide = np.arange(6.0).reshape(2, 3), np.broadcast_to(np.ones(1), (1000, 1000))
+    f = tm.compile(lambda x: x * w + tm.Tensor(w) * 2 + tm.Tensor(w).T.reshape(2, 3), passes=passes)
+    before = f(np.ones((2, 3)))
+    w[:] = 5
+    assert_same(f(np.ones((2, 3))), before)
+    constants = [n.array for n in tm.compile(lambda x: x * wide).program(np.ones(())).nodes if n.constant]
+    assert constants[0].strides == (0, 0) and constants[0].shape == wide.shape  # and takes no memory
 
 
 def test_zeros_of_two_signs_are_two_programs():
@@ -628,7 +827,8 @@ def test_after_an_error_in_one_shard_the_next_call_waits_for_the_others(monkeypa
     assert not running
     failed, plans[:] = plans[:], []
     assert_same(f(np.ones((2, 3))), (tm.Tensor(1.0), tm.Tensor(np.full((2, 3), 2.0))))
-    assert len(plans) == 2 and not set(plans) & set(failed)  # nor if the wait had been cut short
+    # of the last five, three are to see that the results are means
+    assert len(plans) == 5 and not set(plans) & set(failed)  # nor if the wait had been cut short
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -145,6 +145,25 @@ def test_threads_record_independently():
     assert recorded == [()]
 
 
+def test_a_gradient_where_nothing_is_recorded_is_refused():
+    """It would be 0."""
+
+    def calls_grad(y, y_bar):
+        x = tm.Tensor(2.0)
+        return tm.grad(x * x * x, [x], create_graph=True)[0] * y_bar
+
+    x = tm.Tensor(1.0)
+    y = tensor.apply(np.negative, x, pullbacks=(calls_grad,))
+    with pytest.raises(
+        ValueError, match="^grad finds no graph: where it is called, as in a pullback, nothing is recor"
+    ):
+        tm.grad(y, [x])
+    assert tm.grad(y, [x], create_graph=True)[0].item() == 12
+    square = x * x
+    with tensor.recording(False):
+        assert tm.grad(square, [x])[0].item() == 2  # of what was recorded before
+
+
 def test_an_exception_in_a_pullback_leaves_no_state():
     def fails(y, y_bar):
         raise ZeroDivisionError

@@ -25,7 +25,7 @@ import numpy as np
 
 from .arguments import describe, function, whole
 from .program import OUTSIDE, PASSES, Differs, Plan, Program, flatten, holds_fixed, kernel_key, unflatten
-from .tensor import Tensor, make, replayed, state
+from .tensor import Tensor, ancestors, make, recording, replayed, state
 
 PROGRAMS = 16  # that a compiled function keeps: one for each nesting, shapes and types of arguments
 
@@ -71,8 +71,12 @@ class Compiled:
                 raise TypeError(f"compile: {name} is a tuple, got {describe(collection)}: write ({name},)")
         for i in stacked:
             whole(**{"a position in stacked": i})
+        try:
+            self.signature = inspect.signature(f)
+        except ValueError:
+            raise TypeError(f"compile: Python can't tell the parameters of {f!r:.60}: wrap it in a function") from None
         functools.update_wrapper(self, f)
-        self.f, self.signature, self.passes = f, inspect.signature(f), [p for p in PASSES if p in passes]
+        self.f, self.passes = f, [p for p in PASSES if p in passes]
         self.tasks, self.stacked, self.shards = set(tasks), set(stacked), shards
         unknown = self.tasks - set(self.signature.parameters)
         if unknown or shards > 1 and not tasks:
@@ -83,6 +87,8 @@ class Compiled:
 
     def __call__(self, *args, **keywords):
         if state.tape:  # a part of another program
+            tree, xs = flatten((args, keywords))
+            args, keywords = unflatten(tree, iter(xs))
             return self.f(*args, **keywords)
         if self.running == threading.get_ident():
             raise RuntimeError(
@@ -118,7 +124,7 @@ class Compiled:
         return plans[shard]
 
     def trace(self, tree, arrays):
-        with Compiled.one_at_a_time:
+        with Compiled.one_at_a_time, recording(True):  # the first caller may have turned it off
             program = Program(self.f, tree, arrays)
             for sign in (1, -1):
                 try:
@@ -130,6 +136,9 @@ class Compiled:
                         raise
         for optimise in self.passes:
             optimise(program)
+        for n in program.nodes:
+            if n.constant:
+                n.array = copied(n.array)
         return program
 
     def tried(self, tree, arrays, most=math.inf):
@@ -140,6 +149,8 @@ class Compiled:
 
     def sharded(self, bound):
         """The call in parts: to each its share of the arrays that have tasks, and all of the others."""
+        if self.tasks - set(bound.arguments):
+            bound.apply_defaults()
         tree, xs = flatten((bound.args, bound.kwargs))
         arrays = [x.data for x in xs]
         for name in self.tasks & set(bound.arguments):
@@ -150,25 +161,46 @@ class Compiled:
         if len(sizes) != 1 or () in sizes:
             raise ValueError(f"compile: arrays of {sorted(self.tasks)} must have the tasks as first axis, got {sizes}")
         ((n,),) = sizes
-        ends = [n * i // self.shards for i in range(self.shards + 1)]
+        shards = max(1, min(self.shards, n))
+        ends = [n * i // shards for i in range(shards + 1)]
         parts = [(a, b) for a, b in zip(ends, ends[1:]) if a < b] or [(0, 0)]
         values = [[x[a:b] if split else x for x, split in zip(arrays, of_tasks)] for a, b in parts]
         if len(parts) > 1 and key_of(tree, values[0]) not in self.programs:
-            self.require_stacked(tree, arrays, of_tasks)
+            self.require_joinable(tree, arrays, of_tasks)
         plans = [self.plan(i, tree, part) for i, part in enumerate(values)]
         results = self.run(plans, values)
         tree, weights = plans[0].tree, [(b - a) / n if n else 1.0 for a, b in parts]
         ys = [combine(ys, weights, i in self.stacked) for *ys, i in zip(*results, positions(tree))]
         return returned(tree, ys, xs)
 
-    def require_stacked(self, tree, arrays, of_tasks):
-        """Raise ValueError unless `stacked` is what grows with the number of tasks."""
-        with Compiled.one_at_a_time:
-            one, two = (self.tried(tree, [a[:n] if split else a for a, split in zip(arrays, of_tasks)]) for n in (1, 2))
-        for i, y, z in zip(positions(one.tree), one.outputs, two.outputs):
+    def require_joinable(self, tree, arrays, of_tasks):
+        """Raise ValueError unless `stacked` is what grows with the number of tasks, and the others are means.
+
+        Of the first two tasks, and in float32 only to 10 %: Adam makes whole steps of gradients that are all rounding.
+        """
+        programs, values = [], []
+        with Compiled.one_at_a_time, recording(True):
+            for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
+                of_part = [a[part] if split else a for a, split in zip(arrays, of_tasks)]
+                programs.append(self.tried(tree, of_part))
+                with np.errstate(all="ignore"):
+                    values.append(Plan(programs[-1])(of_part))
+        for i, y, z in zip(positions(programs[0].tree), programs[0].outputs, programs[2].outputs):
             if (y.shape != z.shape) != (i in self.stacked):
                 does = "does not have" if i in self.stacked else "has"
                 raise ValueError(f"compile: stacked is {sorted(self.stacked)}, but result {i} {does} an axis of tasks")
+        of = positions(programs[0].tree)
+        for i in sorted(set(of) - self.stacked):
+            parts = [[y for y, k in zip(ys, of) if k == i and y.dtype.kind == "f"] for ys in values]
+            tolerance = 0.1 if any(y.dtype == np.float32 for y in parts[0]) else 1e-4
+            one, other, both = map(flat, parts)
+            with np.errstate(all="ignore"):
+                error, *sizes = map(np.linalg.norm, (both - (one + other) / 2, one, other, both))
+            if error > tolerance * max(sizes):  # not so for NaN
+                raise ValueError(
+                    f"compile: result {i} is no mean over tasks, which is how the results of shards are joined: return"
+                    " a mean, or what has the tasks as first axis, named in `stacked`"
+                )
 
     def run(self, plans, values):
         """Each plan on its values, at once. Ctrl-C waits for all of them, as any error does."""
@@ -200,21 +232,37 @@ def key_of(tree, arrays):
 
 
 def returned(tree, arrays, xs):
-    """What the function returns: leaves that know by their kernel what it was called on, which `vjp` looks for."""
-    kernel = functools.partial(replayed, *[x.serial for x in xs])
+    """What the function returns: leaves that know by their kernel what it was called on, which `vjp` looks for.
+
+    And what that was computed from, back to leaves. What a compiled function has returned is one too: if its arguments
+    were kept along, those of a loop θ = f(θ) would grow forever.
+    """
+    sources = ancestors(xs, ()) if any(x.inputs for x in xs) else xs
+    kernel = functools.partial(replayed, *[x.serial for x in sources])
     return unflatten(tree, iter([make(y, kernel, (), ()) for y in arrays]))
+
+
+def copied(a):
+    """The array, which nobody else can change; what is broadcast stays so."""
+    part = a[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in a.strides)]
+    return np.broadcast_to(part.copy("K"), a.shape)
 
 
 # ---- the trace on other values ---------------------------------------------------------------------------------------
 
 
 def moved(arrays, sign):
-    """Arrays of other values: the same ones in another order, floats also larger or smaller, and times `sign`."""
+    """Arrays of other values: the same ones in another order, floats also larger or smaller, and times `sign`.
+
+    Of integers and booleans that are the same in any order as a single one is, those with sign −1 are others.
+    """
     rng, result = np.random.default_rng(0), []
     for a in arrays:
         b = a.ravel()[rng.permutation(a.size)].reshape(a.shape)
         if b.dtype.kind == "f":
             b = sign * np.where(b == 0, 0.1, b) * np.exp(0.5 + 0.5 * rng.standard_normal(b.shape))
+        elif sign < 0 and (a == b).all():
+            b = ~b if b.dtype.kind == "b" else np.where(b > 0, b - 1, b + 1)  # an index stays one, nearly always
         result.append(b.astype(a.dtype))
     return result
 
@@ -257,6 +305,10 @@ def positions(tree):
 def count(tree):
     """The number of Tensors in a nested result."""
     return len(flatten(unflatten(tree, itertools.repeat(Tensor(0.0))))[1])
+
+
+def flat(ys):
+    return np.concatenate([np.zeros(0), *[np.ravel(y) for y in ys]])
 
 
 def combine(ys, weights, stack):

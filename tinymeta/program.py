@@ -64,6 +64,10 @@ def flatten(x, results=False):
         hash(x)
     except TypeError:
         raise TypeError(f"compile: a fixed value must be hashable, got {describe(x)}: pass a list or a tuple") from None
+    if type(x).__hash__ is object.__hash__ and not callable(x) and x is not None and x is not ...:
+        raise TypeError(
+            f"compile: {describe(x)} would stay as it is now, whatever changes in it: pass what f reads of it"
+        )
     if isinstance(x, float):
         return Fixed(type(x), x if x == x else math.nan, math.copysign(1.0, x)), []  # one NaN, which is equal to itself
     return Fixed(type(x), x), []
@@ -298,7 +302,19 @@ def function_of(kernel):
 
 def kernel_key(kernel):
     """What tells kernels apart: the function, and its static arguments (axes, shapes, slices) as text."""
-    return function_of(kernel), repr(sorted(getattr(kernel, "keywords", {}).items()))
+    static = [*getattr(kernel, "args", ()), *sorted(getattr(kernel, "keywords", {}).items())]
+    return function_of(kernel), text(static)
+
+
+def text(x):
+    """repr, but of all elements of an array."""
+    if isinstance(x, np.ndarray):
+        return f"array({x.dtype}, {x.shape}, {x.tobytes()})"
+    if isinstance(x, dict):
+        return text(list(x.items()))
+    if isinstance(x, (list, tuple)):
+        return f"{type(x).__name__}({', '.join(map(text, x))})"
+    return text(x.data) if isinstance(x, Tensor) else repr(x)
 
 
 def is_elementwise(kernel):
@@ -346,16 +362,23 @@ class Plan:
         self.calls = [call for _, calls in self.kernels for call in calls]
         self.arguments = [(n.argument, arrays[n]) for n in program.nodes if n.argument is not None]
         self.outputs, self.tree, self.buffers = [arrays[y] for y in program.outputs], program.tree, buffers.values()
+        self.first = True
 
     def __call__(self, values):
         for i, array in self.arguments:
             np.copyto(array, values[i])
         try:
-            for call in self.calls:
-                call()
+            if self.first:
+                for call in self.calls:
+                    require_written(call)
+                self.first = False
+            else:
+                for call in self.calls:
+                    call()
         except (TypeError, ValueError, IndexError) as error:  # an index out of range
             n = next(n for n, calls in self.kernels if call in calls)
-            raise refusal(f"compile: {n.op}", n.inputs, error) from error
+            inputs = [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in n.inputs]  # to be described
+            raise refusal(f"compile: {n.op}", inputs, error) from error
         return [y.copy() for y in self.outputs]  # the next call overwrites y
 
 
@@ -367,3 +390,10 @@ def bind(kernel, inputs, out):
     if isinstance(kernel, np.ufunc):
         return [partial(kernel, *inputs, out)]
     return [partial(kernel, *inputs, out=out)]
+
+
+def require_written(call):
+    """Run it, and raise TypeError where a kernel has made an array of its own: what it was to fill is still garbage."""
+    result, out = call(), getattr(call, "keywords", {}).get("out")
+    if out is not None and result is not out:
+        raise TypeError("the kernel must write into `out` if that is given, and return it")

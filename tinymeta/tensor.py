@@ -104,7 +104,8 @@ class Tensor:
 
 
 def op_name(kernel):
-    return "leaf" if kernel is None else getattr(kernel, "func", kernel).__name__.strip("_")  # func: of a partial
+    f = getattr(kernel, "func", kernel)  # func: of a partial
+    return "leaf" if f is None else getattr(f, "__name__", type(f).__name__).strip("_")
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
@@ -149,11 +150,10 @@ def make(data, kernel, inputs, pullbacks):
 def apply(kernel, *inputs, pullbacks=()):
     """z = kernel(*inputs), recorded.
 
-    kernel(*arrays, out=None) returns an array, written into `out` if that is given; it can be run again at any time.
+    kernel(*arrays, out=None) returns an array, which is `out` if that is given; it can be run again at any time.
     pullbacks: one per input, (z, z̄) -> x̄ in Tensor ops, or None for an input without a derivative (a mask, an index).
-    None at all: z is piecewise constant. A pullback calls neither grad nor vjp: without create_graph nothing is
-    recorded, and they would find no graph. It is handed z: if it closed over its own output, that would be a reference
-    cycle, and graphs would not be freed at once.
+    None at all: z is piecewise constant. A pullback calls neither grad nor vjp, as without create_graph nothing is
+    recorded. It is handed z: closing over its own output would be a reference cycle, and graphs not freed at once.
     """
     try:
         data = kernel(*[x.data for x in inputs])
@@ -197,7 +197,7 @@ def stopped(x, out=None):
 
 
 def replayed(*serials):
-    """Stands as the kernel of a leaf that a compiled function has returned, with the serials of its arguments."""
+    """The kernel of a leaf that a compiled function has returned, with the serials of all that its arguments are of."""
 
 
 # ---- the walk --------------------------------------------------------------------------------------------------------
@@ -215,10 +215,7 @@ def graph(*roots):
 
 
 def ancestors(ys, xs):
-    """All that the derivatives of ys flow through, as far back as the oldest x, in no particular order.
-
-    The bound keeps every inner step's walk as short as the first one's.
-    """
+    """All that derivatives of ys flow through, unordered, back to the oldest x: so every inner step's walk is short."""
     oldest = min((x.serial for x in xs), default=0)
     found, todo = set(), list(ys)
     while todo:
@@ -243,15 +240,17 @@ def between(ys, xs):
 def vjp(y, xs, y_bar, *, create_graph=False):
     """[(∂y/∂x)ᵀ ȳ for x in xs]: the vector-Jacobian product of a Tensor y, or of a list of them with a list of ȳ.
 
-    y_bar has y's shape. Zeros where y does not depend on x. With create_graph=True the results are nodes of a graph
-    and can be differentiated; otherwise they are leaves. Pure: nothing is stored on y or xs.
+    y_bar has y's shape. Zeros where y does not depend on x. Pure: nothing is stored. create_graph: see `grad`.
     """
     xs, ys, y_bars = check_targets(xs), *check_cotangents(y, y_bar)
     path = between(ys, xs)
     on_path, wanted = {z.serial for z in path}, {x.serial for x in xs}
-    of_xs = lambda z: getattr(z.kernel, "func", None) is replayed and not wanted.isdisjoint(z.kernel.args)
-    if not path and any(map(of_xs, ancestors(ys, xs))):
-        raise ValueError("y comes from a compiled function of xs, which returns leaves: call grad inside of it")
+    lost = wanted - on_path
+    if lost and not state.recording:
+        raise ValueError("grad finds no graph: where it is called, as in a pullback, nothing is recorded")
+    of_lost = lambda z: getattr(z.kernel, "func", None) is replayed and not lost.isdisjoint(z.kernel.args)
+    if lost and any(map(of_lost, ancestors(ys, xs))):
+        raise ValueError("y comes from a compiled function of xs: call grad inside of it, or stop_gradient its results")
     cotangents = {}
 
     def accumulate(x, x_bar):
@@ -278,7 +277,7 @@ def grad(y, xs, *, create_graph=False):
     """[∂y/∂x for x in xs] of a scalar y: a list of Tensors, each with its x's shape and type.
 
     Zeros where y does not depend on x. create_graph=True makes the gradients differentiable in turn: the second order
-    of MAML hangs on this one argument. Raises ValueError if y is not a scalar, or depends on xs only by way of what a
+    of MAML hangs on this one argument. Raises ValueError if y is not a scalar, or depends on an x only by way of what a
     compiled function returned, which are leaves; TypeError for integers and non-Tensors.
     """
     if not isinstance(y, Tensor):

@@ -50,7 +50,7 @@ def es_maml(loss, theta, support, query, *, alpha, steps, sigma, noise, batch=No
     """(mean of L_q(U) over tasks and population, an estimate of F̃(θ); that of ∇F̃(θ)): zero order.
 
     alpha: inner step size. sigma: σ > 0. noise: (outer, inner) as above. batch: see `adapt`. The loss may have jumps
-    and plateaus. Raises ValueError if noise has other shapes than these.
+    and plateaus, and may take gradients of its own. Raises ValueError if noise has other shapes than these.
     """
     theta, (outer, inner) = check_noise(theta, support, query, noise, steps, sigma)
     alpha = step_sizes("alpha", alpha, len(theta))
@@ -149,7 +149,9 @@ def on(loss, data, batch=None, k=None):
     def f(x):
         tasks, m = x[0].shape[:2]
         rows = [reshape(x_i, (tasks * m, *x_i.shape[2:])) for x_i in x]
-        return reshape(of_tasks(loss(rows, repeated(data, m)), rows, name_of(loss)), (tasks, m))
+        with recording(True):  # a loss may take gradients of its own
+            losses = loss(rows, repeated(data, m))
+        return reshape(of_tasks(losses, rows, name_of(loss)), (tasks, m))
 
     return f
 

@@ -123,7 +123,7 @@ class Watch:
     and line searches come back to step k with another φ, nothing is looked at: if it is taken, it comes again. A call
     that has not asked `batch` is the query's, at φ_K; MAML++ makes one for each step, when all are done, so each φ is
     known by its last parameter. iMAML then makes one on the support itself, for the Hessian at the solution. Evolution
-    strategies turn recording off, and have no gradients to look at.
+    strategies, whose stack is a population of several rows for every task, have no gradients to look at.
     """
 
     def __init__(self, loss, theta, support, batch):
@@ -149,9 +149,10 @@ class Watch:
         before = self.begins.get(phi[-1].serial, self.step + 1) if k is None else k
         after = f"after inner step {before - 1}" if before else "before any inner step"
         phi, serial = stop_gradient(phi), phi[-1].serial
+        population = len(phi[-1]) > self.tasks
         if found := self.first_task(phi):
             task, i, value = found
-            finite = ", though the gradient was finite" if state.recording else ""
+            finite = "" if population else ", though the gradient was finite"
             cause = "the update overflows, or divides by 0"
             raise Broken(f"φ of task {task} is {value} in {shape(phi[i], i)} {after}{finite}: {cause}; {SHORTER}")
         on, at = ("query", after) if k is None else ("support", f"at inner step {k}")
@@ -166,7 +167,7 @@ class Watch:
         if found := self.first_task([losses]):
             task, _, value = found
             raise Broken(f"{of} {task} is {value} {at}, though φ is finite: {self.remedy(phi, VALUE)}")
-        if not state.recording:
+        if population:
             return
         g = grad(sum(losses), phi)
         if found := self.first_task(g):
