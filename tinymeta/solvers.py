@@ -18,7 +18,7 @@ import numpy as np
 
 from .arguments import FLOATS, describe, finite, function, items, whole
 from .ops import abs, equal, greater, less, less_equal, logical_not, max, reshape, sqrt, stack, sum, where
-from .tensor import Tensor, apply, grad, replayed, stop_gradient, stopped, vjp
+from .tensor import Tensor, apply, grad, stop_gradient, stopped, vjp
 
 # ---- lists of parameters ---------------------------------------------------------------------------------------------
 
@@ -377,16 +377,10 @@ def trajectory(loss, phi, *, lr, steps, rule=sgd, create_graph=False, cut=0):
     for k in range(steps):
         g = grad(sum(of_tasks(loss(phi, k), phi)), phi, create_graph=create_graph and k >= cut)
         phi, state = update(rule, phi, g, state, lr)
-<<<<<<< HEAD
         if k >= cut and not all(p.inputs for p in phi):
             raise ValueError(
                 "the rule returned a leaf, from which no gradient gets back to the start: write the rule in tm ops"
                 " alone, without .data, stop_gradient or a compiled function"
-=======
-        if k >= cut and any(getattr(p.kernel, "func", None) is replayed for p in phi):
-            raise ValueError(
-                "a compiled rule returns leaves, with no way back to φ: give the rule, and compile the loop"
->>>>>>> mendc
             )
         phi, state = stop_gradient((phi, state)) if k < cut else (own(phi), state)
         yield phi

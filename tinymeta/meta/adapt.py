@@ -111,12 +111,7 @@ def task_losses(loss, phi, data, theta=()):
     if not any(z is p for z in ancestors([losses], phi) for p in phi):
         raise ValueError(
             f"{name_of(loss)} does not depend on any parameter, so there is nothing to learn: does it use the"
-<<<<<<< HEAD
             " parameters that it is given, and tm ops all the way (no .data, .item, stop_gradient, compiled function)?"
-=======
-            " parameters that it is given, and tm ops all the way (no .data, .item, stop_gradient, nor a compiled"
-            " function)?"
->>>>>>> mendc
         )
     if theta and any(z is t for z in ancestors([losses], theta) for t in theta):
         raise ValueError(
