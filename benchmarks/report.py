@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -147,8 +148,9 @@ def write_json(path, figures, settings, seconds):
         except metadata.PackageNotFoundError:
             pass
     spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = ["python -m", spec.name, *sys.argv[1:]] if spec else sys.argv
     record = {
-        "command": " ".join(["python -m", spec.name, *sys.argv[1:]] if spec else sys.argv),
+        "command": re.sub(r"(?<![^\s=])/\S*/", "", " ".join(words)),  # folders are this machine's own affair
         "commit": commit(),
         "settings": settings,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **versions},

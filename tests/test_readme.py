@@ -1,13 +1,15 @@
 """Both READMEs are true: their code runs, their commands, links and files exist, their tables are what was measured."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinymeta as tm
-from benchmarks import readme
+from benchmarks import readme, report
 from regression import assert_close, loss, problem
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,21 @@ def test_linked_files_and_headings_exist(page, target):
 def test_commands_exist(module):
     path = ROOT / module.replace(".", "/")
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.name)
+def test_no_record_names_a_folder_of_a_machine(record):
+    assert not re.search(r"[\s=]/\w", json.loads(record.read_text(encoding="utf-8"))["command"])
+
+
+def test_records_name_files_without_their_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["a.py", "--json", "/home/me/a.json", "--out=/x/y", "--data", "zips/a", "--seed", "1"]
+    )
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    report.write_json(tmp_path / "r.json", {}, {}, {"total": 1})
+    command = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["command"]
+    assert command == "a.py --json a.json --out=y --data zips/a --seed 1"
 
 
 def test_the_engine_stays_small():

@@ -178,24 +178,22 @@ class Compiled:
 
         Of the first two tasks, and in float32 only to 10 %: Adam makes whole steps of gradients that are all rounding.
         """
-        programs, values = [], []
+        parts = slice(0, 1), slice(1, 2), slice(0, 2)
         with Compiled.one_at_a_time, recording(True):
-            for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
-                of_part = [a[part] if split else a for a, split in zip(arrays, of_tasks)]
-                programs.append(self.tried(tree, of_part))
-                with np.errstate(all="ignore"):
-                    values.append(Plan(programs[-1])(of_part))
-        for i, y, z in zip(positions(programs[0].tree), programs[0].outputs, programs[2].outputs):
+            one, other, both = (
+                self.tried(tree, [a[part] if split else a for a, split in zip(arrays, of_tasks)]) for part in parts
+            )
+        of = positions(one.tree)
+        for i, y, z in zip(of, one.values, both.values):
             if (y.shape != z.shape) != (i in self.stacked):
                 does = "does not have" if i in self.stacked else "has"
                 raise ValueError(f"compile: stacked is {sorted(self.stacked)}, but result {i} {does} an axis of tasks")
-        of = positions(programs[0].tree)
         for i in sorted(set(of) - self.stacked):
-            parts = [[y for y, k in zip(ys, of) if k == i and y.dtype.kind == "f"] for ys in values]
-            tolerance = 0.1 if any(y.dtype == np.float32 for y in parts[0]) else 1e-4
-            one, other, both = map(flat, parts)
+            values = [[y for y, k in zip(p.values, of) if k == i and y.dtype.kind == "f"] for p in (one, other, both)]
+            tolerance = 0.1 if any(y.dtype == np.float32 for y in values[0]) else 1e-4
+            x, y, mean = map(flat, values)
             with np.errstate(all="ignore"):
-                error, *sizes = map(np.linalg.norm, (both - (one + other) / 2, one, other, both))
+                error, *sizes = map(np.linalg.norm, (mean - (x + y) / 2, x, y, mean))
             if error > tolerance * max(sizes):  # not so for NaN
                 raise ValueError(
                     f"compile: result {i} is no mean over tasks, which is how the results of shards are joined: return"

@@ -132,8 +132,8 @@ OUTSIDE = "branches, loops and sizes must not depend on values; use tm.where, or
 class Program:
     """What f makes of these arrays, nested as `tree` says.
 
-    nodes: in order, inputs first; outputs: those that f returned; tree: how it nested them. Raises Differs where f goes
-    on after `most` nodes.
+    nodes: in order, inputs first; outputs: those that f returned; tree: how it nested them; values: what they were for
+    these arrays. Raises Differs where f goes on after `most` nodes.
     """
 
     def __init__(self, f, tree, arrays, most=math.inf):
@@ -157,7 +157,7 @@ class Program:
         with tracing(tape):
             args, keywords = unflatten(tree, iter(leaves))
             self.tree, results = flatten(f(*args, **keywords), results=True)
-        self.outputs = [node(y) for y in results]
+        self.outputs, self.values = [node(y) for y in results], [y.data for y in results]
         self.nodes = list(nodes.values())
 
     def keep(self, nodes, instead):
